@@ -1,0 +1,1 @@
+"""Prompts and contrast pairs; no torch here."""

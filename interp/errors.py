@@ -1,0 +1,29 @@
+"""Errors a user can act on: one line naming the offending thing and the cure. The command line exits with 2 on them."""
+
+
+class UserError(Exception):
+    """Bad input; the message names the thing and what to do about it."""
+
+
+class PromptFileError(UserError):
+    """A prompt file or data set that cannot be read as prompts."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or adapter that cannot be loaded, or is not what it claims to be."""
+
+
+class SiteError(UserError):
+    """An unknown layer, stream or token position."""
+
+
+class NonFiniteError(UserError):
+    """NaN or infinity where a finite number is needed."""
+
+
+class ResultError(UserError):
+    """A result directory that cannot be written, read or trusted."""
+
+
+class SelectionError(UserError):
+    """No candidate refusal direction passes the filters."""

@@ -1,0 +1,1 @@
+"""Verdicts, judges and the statistics every number carries."""

@@ -1,0 +1,1 @@
+"""The papers' methods: where models and geometry meet."""

@@ -1,0 +1,1 @@
+"""All that touches weights: checkpoints, hooks, activations, generation, fine-tuning."""

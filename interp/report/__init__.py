@@ -1,0 +1,1 @@
+"""Figures, tables and the HTML page; draws results, never loads a model."""

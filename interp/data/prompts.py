@@ -1,0 +1,430 @@
+"""Which prompts are asked: one type for a prompt, one for a named set of them, and the readers.
+
+Reading a set: (1) find the rows (JSONL, CSV, TSV, JSON list, Parquet, or a data set of the Hugging Face hub);
+(2) a row with a `text` field and nothing but fields of `Prompt` is our own format and is read back loss-free;
+(3) any other row gives its prompt from one column, named by the caller or guessed when only one fits; its other
+columns fill the fields of the same name, and what is left over is kept in `meta`.
+Every failure is one line with the file and the row. Only numpy-free standard library at import; no torch ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from interp.data.rows import SUFFIXES, Row, file_rows, hub_rows, kind_of
+from interp.errors import PromptFileError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Label = Literal["harmful", "benign"]
+LABELS: tuple[Label, ...] = ("harmful", "benign")
+
+# A column of the first row of names is taken before one of the second: JailbreakBench has `Goal` (the request) and
+# `Behavior` (its short title); HarmBench has only `Behavior`. Two of one row are a question for the caller.
+PROMPT_COLUMNS = (
+    ("instruction", "prompt", "goal", "question", "request", "query", "user_prompt", "forbidden_prompt"),
+    ("behavior", "behaviour", "text", "input", "content"),
+)
+RESPONSE_COLUMNS = ("response", "completion", "output")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known about a request of a generated language; exact judges read only this.
+
+    label: the true label. answer: the reference answer. refusals: every phrasing that counts as a refusal.
+    """
+
+    label: Label
+    answer: str | None = None
+    refusals: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.label not in LABELS:
+            raise UserError(f"truth label {self.label!r} is neither 'harmful' nor 'benign'")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request, with what is known about it.
+
+    text: the user turn. system: the system turn. response: an answer to train on or compare with.
+    label: what the set claims; truth: what is certain. group: the cluster for statistics (the verb, say).
+    images: arrays, PIL images or paths; audio: a waveform or a path. meta: whatever else a file held.
+    """
+
+    text: str
+    id: str = ""
+    system: str | None = None
+    response: str | None = None
+    label: Label | None = None
+    category: str | None = None
+    source: str | None = None
+    group: str | None = None
+    truth: Truth | None = None
+    images: tuple[Any, ...] = field(default=(), hash=False)
+    audio: Any = field(default=None, hash=False, compare=False)
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"the prompt is {kind_of(self.text)}, not text")
+        if not self.text.strip() and not self.images and self.audio is None:
+            raise UserError("the prompt is blank")
+        if self.label is not None and self.label not in LABELS:
+            raise UserError(f"label {self.label!r} is neither 'harmful' nor 'benign'")
+        for turn in (self.text, self.system, self.response):
+            try:
+                (turn or "").encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"half a surrogate pair at character {error.start} of a turn: not Unicode"
+                ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the set fields as JSON values; raises UserError where images or audio are not paths."""
+        if any(not isinstance(x, str) for x in (*self.images, "" if self.audio is None else self.audio)):
+            raise UserError(f"prompt {self.id!r} holds images or audio in memory: only paths can be written")
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"meta": dict(self.meta)}
+        defaults = {"id": "", "images": (), "meta": {}}
+        record = {k: v for k, v in values.items() if v != defaults.get(k)}
+        if self.truth is not None:
+            record["truth"] = asdict(self.truth)
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Prompt:
+        """Read a prompt from `to_json`'s record."""
+        values = {k: v for k, v in record.items() if v is not None} | {"text": record.get("text")}
+        if isinstance(values.get("id"), int):
+            values["id"] = str(values["id"])
+        truth = values.get("truth")
+        if truth is not None:
+            if not isinstance(truth, Mapping) or "label" not in truth:
+                raise UserError("`truth` is not an object with a `label`")
+            if extra := set(truth) - {f.name for f in fields(Truth)}:
+                raise UserError(f"`truth` has the unknown field {min(extra)!r}")
+            values["truth"] = Truth(truth["label"], truth.get("answer"), tuple(truth.get("refusals", ())))
+        for key in ("id", "system", "response", "category", "source", "group"):
+            if not isinstance(values.get(key, ""), str):
+                raise UserError(f"`{key}` is {kind_of(values[key])}, not text")
+        if not isinstance(values.get("meta", {}), Mapping):
+            raise UserError(f"`meta` is {kind_of(values['meta'])}, not an object")
+        values["images"] = tuple(values.get("images", ()))
+        return cls(**values)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over everything the prompt holds, images and audio included."""
+        record = asdict(replace(self, images=(), audio=None, meta={}))
+        record["images"] = [_media_hash(x) for x in self.images]
+        record["audio"] = _media_hash(self.audio)
+        record["meta"] = dict(self.meta)
+        canonical = json.dumps(record, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _media_hash(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    shape = getattr(value, "shape", None) or (getattr(value, "mode", ""), getattr(value, "size", ""))
+    raw = value.numpy().tobytes() if hasattr(value, "numpy") else value.tobytes()
+    return hashlib.sha256(repr(shape).encode() + raw).hexdigest()
+
+
+class PromptSet(Sequence[Prompt]):
+    """A named, ordered set of prompts with unique ids; blank ids are filled as `name:number`, counted from 1."""
+
+    def __init__(self, prompts: Sequence[Prompt], name: str = "prompts") -> None:
+        self.name = name
+        self.prompts: tuple[Prompt, ...] = tuple(
+            p if p.id else replace(p, id=f"{name}:{i}") for i, p in enumerate(prompts, start=1)
+        )
+        seen: dict[str, int] = {}
+        for i, prompt in enumerate(self.prompts, start=1):
+            if prompt.id in seen:
+                raise PromptFileError(
+                    f"{name}: duplicate id {prompt.id!r} in rows {seen[prompt.id]} and {i}; ids must be unique"
+                )
+            seen[prompt.id] = i
+
+    @property
+    def ids(self) -> list[str]:
+        """The prompts' ids, in order."""
+        return [p.id for p in self.prompts]
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts' user turns, in order."""
+        return [p.text for p in self.prompts]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the content (order and ids included, the set's name not)."""
+        return hashlib.sha256("".join(p.fingerprint() for p in self.prompts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> PromptSet: ...
+    def __getitem__(self, index: int | slice) -> Prompt | PromptSet:
+        if isinstance(index, slice):
+            return PromptSet(self.prompts[index], self.name)
+        return self.prompts[index]
+
+    def __add__(self, other: PromptSet) -> PromptSet:
+        return PromptSet(self.prompts + other.prompts, f"{self.name}+{other.name}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptSet) and self.prompts == other.prompts
+
+    def __hash__(self) -> int:
+        return hash(self.prompts)
+
+    def take(self, indices: Sequence[int], name: str | None = None) -> PromptSet:
+        """Return the prompts at these 0-based indices, in the order given."""
+        return PromptSet([self.prompts[int(i)] for i in indices], name or self.name)
+
+    def filter(self, keep: Callable[[Prompt], bool]) -> PromptSet:
+        """Return the prompts for which `keep` is true; the result may be empty."""
+        return PromptSet([p for p in self.prompts if keep(p)], self.name)
+
+    def sample(self, n: int, seed: int) -> PromptSet:
+        """Return `n` prompts drawn without replacement, in their original order; raises when there are fewer."""
+        import numpy as np
+
+        if not 1 <= n <= len(self):
+            raise UserError(
+                f"cannot draw {n} prompts from the {len(self)} of {self.name!r}: ask for 1 to {len(self)}"
+            )
+        return self.take(sorted(np.random.default_rng(seed).permutation(len(self))[:n]))
+
+    def split(self, sizes: Mapping[str, int], seed: int) -> dict[str, PromptSet]:
+        """Return disjoint random parts of the given sizes, each in the original order.
+
+        With too few prompts all parts shrink in proportion (largest remainder, at least one prompt each).
+        Sets of equal length split with one seed put the same rows into the same parts, so twins stay together.
+        Raises UserError when a part would be empty.
+        """
+        import numpy as np
+
+        if not sizes or any(n < 1 for n in sizes.values()):
+            raise UserError(f"split sizes must be at least 1, got {dict(sizes)}")
+        if len(self) < len(sizes):
+            raise UserError(
+                f"{self.name!r} holds {len(self)} prompts, too few for the {len(sizes)} parts {list(sizes)}"
+            )
+        counts = list(sizes.values())
+        if sum(counts) > len(self):
+            counts = _shrink(counts, len(self))
+        order = np.random.default_rng(seed).permutation(len(self))
+        ends = np.cumsum(counts)
+        parts = zip(sizes, ends - counts, ends, strict=True)
+        return {name: self.take(sorted(order[a:b]), f"{self.name}/{name}") for name, a, b in parts}
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a prompt, columns as the fields of `Prompt`."""
+        import pandas as pd
+
+        names = [f.name for f in fields(Prompt)]
+        return pd.DataFrame([[getattr(p, n) for n in names] for p in self.prompts], columns=names)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the set as JSONL, which `read_prompts` reads back loss-free; a failure leaves no partial file."""
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            lines = [json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in self.prompts]
+            content = "".join(lines).encode()
+        except (TypeError, UnicodeEncodeError) as error:
+            raise UserError(f"{self.name!r} cannot be written as JSON: {error}") from error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(content)
+            os.replace(aside, path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        return path
+
+    def __repr__(self) -> str:
+        return f"PromptSet({self.name!r}, {len(self)} prompts)"
+
+    def _repr_html_(self) -> str:
+        shown = "".join(
+            f"<tr><td>{html.escape(p.id)}</td><td>{html.escape(p.text)}</td><td>{p.label or ''}</td></tr>"
+            for p in self.prompts[:10]
+        )
+        more = f"<p>… and {len(self) - 10} more</p>" if len(self) > 10 else ""
+        return (
+            f"<p><b>{html.escape(self.name)}</b>: {len(self)} prompts</p>"
+            f"<table><tr><th>id</th><th>text</th><th>label</th></tr>{shown}</table>{more}"
+        )
+
+
+def _shrink(counts: Sequence[int], total: int) -> list[int]:
+    """Scale counts down to sum to `total`: one each, then the rest by largest remainder."""
+    spare, excess = total - len(counts), sum(counts) - len(counts)
+    exact = [(c - 1) * spare / excess for c in counts]
+    result = [1 + math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(counts)), key=lambda i: math.floor(exact[i]) - exact[i])
+    for i in by_remainder[: total - sum(result)]:
+        result[i] += 1
+    return result
+
+
+def read_prompts(
+    path_or_dataset: str | Path,
+    *,
+    column: str | None = None,
+    label: Label | None = None,
+    name: str | None = None,
+    limit: int | None = None,
+) -> PromptSet:
+    """Read a prompt set from a file or from a data set of the hub.
+
+    path_or_dataset: a .jsonl, .csv, .tsv, .json or .parquet file, or `owner/name[:config[:split]]`.
+    column: the column holding the prompt; guessed when exactly one fits. label: given to every prompt that has
+    none. name: of the set; the file's stem by default. limit: read only the first so many rows.
+    Raises PromptFileError, one line with the file and the row.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, got {limit}")
+    where = str(path_or_dataset)
+    path = Path(where).expanduser()
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise PromptFileError(f"{where}: cannot be read ({error.strerror})") from error
+    if exists:
+        rows = file_rows(path)
+        name = name or path.stem
+    elif path.suffix.lower() not in SUFFIXES and where.count("/") == 1 and where[0] not in "./~":
+        rows = hub_rows(where)
+        name = name or where.split("/", 1)[1].replace(":", "-")
+    else:
+        raise PromptFileError(
+            f"{where}: no such file (a data set of the hub is named owner/name[:config[:split]])"
+        )
+    rows = rows[:limit]
+    if not rows:
+        raise PromptFileError(f"{where}: holds no prompts")
+    return _build(where, rows, column, label, name)
+
+
+def jailbreakbench() -> tuple[PromptSet, PromptSet]:
+    """Return JailbreakBench's harmful behaviours and their benign twins (Chao et al. 2024, arXiv 2404.01318).
+
+    Row i of one is the twin of row i of the other. Raises PromptFileError at once when the hub cannot be reached
+    and nothing is cached.
+    """
+    data = "JailbreakBench/JBB-Behaviors:behaviors"
+    try:
+        harmful = read_prompts(
+            f"{data}:harmful", column="Goal", label="harmful", name="jailbreakbench-harmful"
+        )
+        benign = read_prompts(f"{data}:benign", column="Goal", label="benign", name="jailbreakbench-benign")
+    except PromptFileError as error:
+        raise PromptFileError(
+            f"JailbreakBench is not at hand ({error}); pass your own prompts with --harmful FILE --harmless FILE"
+        ) from error
+    return harmful, benign
+
+
+def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | None, name: str) -> PromptSet:
+    names = {f.name for f in fields(Prompt)}
+    items = [item for _, item in rows]
+    plain = all(isinstance(item, str) for item in items)
+    if plain:
+        if column is not None:
+            raise PromptFileError(
+                f"{where}: holds plain texts, so there is no column {column!r}; drop --column"
+            )
+        items, column = [{"text": item} for item in items], "text"
+    mappings = [item for item in items if isinstance(item, Mapping)]
+    own = plain or (
+        column in (None, "text")
+        and Path(where).suffix.lower() in (".jsonl", ".ndjson", ".json")
+        and all("text" in m and set(m) <= names for m in mappings)
+    )
+    if mappings and not own:
+        columns = list(dict.fromkeys(key for m in mappings for key in m))
+        column = _prompt_column(where, columns, column)
+    prompts: list[Prompt] = []
+    places: dict[str, str] = {}
+    for (place, _), item in zip(rows, items, strict=True):
+        if not isinstance(item, Mapping):
+            raise PromptFileError(f"{where}: {place}: holds {kind_of(item)}, not an object with a prompt")
+        try:
+            prompt = Prompt.from_json(item) if own else _foreign(item, str(column))
+        except UserError as error:
+            raise PromptFileError(f"{where}: {place}: {error}") from error
+        prompt = replace(prompt, id=prompt.id or f"{name}:{len(prompts) + 1}", label=prompt.label or label)
+        if prompt.id in places:
+            raise PromptFileError(
+                f"{where}: {place}: duplicate id {prompt.id!r}, first in {places[prompt.id]}"
+            )
+        places[prompt.id] = place
+        prompts.append(prompt)
+    return PromptSet(prompts, name)
+
+
+def _prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str:
+    listed = ", ".join(map(str, columns)) or "none"
+    if asked is not None:
+        if asked not in columns:
+            raise PromptFileError(f"{where}: no column {asked!r}; --column must be one of: {listed}")
+        return asked
+    for tier in PROMPT_COLUMNS:
+        fitting = [c for c in columns if c.strip().lower() in tier]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise PromptFileError(
+                f"{where}: {' and '.join(fitting)} could hold the prompt; say which with --column"
+            )
+    raise PromptFileError(
+        f"{where}: no column looks like the prompt; say which with --column (columns: {listed})"
+    )
+
+
+def _foreign(row: Mapping[str, Any], column: str) -> Prompt:
+    """Read a row of somebody else's file: known columns by name, whatever the case, the rest into meta."""
+    values: dict[str, Any] = {"text": row.get(column)}
+    meta: dict[str, Any] = {}
+    for key, value in row.items():
+        known = key.strip().lower()
+        if key == column or value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if known in RESPONSE_COLUMNS and isinstance(value, str):
+            known = "response"
+        if known == "label":
+            value = {"harmless": "benign"}.get(value, value) if isinstance(value, str) else value
+            usable = value in LABELS
+        elif known == "id":
+            value, usable = str(value), True
+        else:
+            usable = known in ("system", "response", "category", "source", "group") and isinstance(value, str)
+        if usable and known not in values:
+            values[known] = value
+        else:
+            meta[key] = json.loads(json.dumps(value, default=_as_text))
+    return Prompt(**values, meta=meta)
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else f"<{type(value).__name__}>"

@@ -1,0 +1,164 @@
+"""Where rows come from: the files and data sets that prompts are read from, one dictionary (or text) a row.
+
+Nothing is guessed and nothing repaired: whatever is malformed is an error of one line with the file and the row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from interp.errors import PromptFileError
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+HUB_TIMEOUT_SECONDS = 3.0
+
+Row = tuple[str, Any]  # where it stands ("row 3"), and what it holds
+
+
+def file_rows(path: Path) -> list[Row]:
+    """Return the rows of a file; raises PromptFileError with the file and the row."""
+    if not path.is_file():
+        raise PromptFileError(f"{path}: is a directory, not a prompt file")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise PromptFileError(f"{path}: unknown kind of file; prompts are read from {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PromptFileError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise PromptFileError(f"{path}: row {line}: not UTF-8; save the file as UTF-8") from error
+    if suffix in (".csv", ".tsv"):
+        return _csv_rows(path, text, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".json":
+        return _json_rows(path, text)
+    return _jsonl_rows(path, text)
+
+
+def _jsonl_rows(path: Path, text: str) -> list[Row]:
+    rows: list[Row] = []
+    # Not splitlines(): it would cut at U+2028, which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((f"row {number}", json.loads(line)))
+        except (json.JSONDecodeError, RecursionError) as error:
+            detail = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise PromptFileError(f"{path}: row {number}: not JSON ({detail})") from error
+    return rows
+
+
+def _json_rows(path: Path, text: str) -> list[Row]:
+    if not text.strip():
+        return []
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PromptFileError(
+            f"{path}: row {error.lineno}: not JSON ({error.msg}, column {error.colno})"
+        ) from error
+    except RecursionError as error:
+        raise PromptFileError(f"{path}: nested too deeply to be a list of prompts") from error
+    if not isinstance(items, list):
+        raise PromptFileError(f"{path}: holds {kind_of(items)}; a list of prompts is expected")
+    return [(f"row {i}", item) for i, item in enumerate(items, start=1)]
+
+
+def _csv_rows(path: Path, text: str, delimiter: str) -> list[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if double := {c for c in header if c and header.count(c) > 1}:
+                    raise PromptFileError(f"{path}: the column {min(double)!r} stands twice in the header")
+                continue
+            place = f"row {len(rows) + 1} (line {reader.line_num})"
+            if len(cells) != len(header):
+                raise PromptFileError(f"{path}: {place}: {len(cells)} cells under {len(header)} columns")
+            # pandas writes a missing cell as nothing, other tools as NaN.
+            values = {
+                k: None if v in ("", "nan", "NaN") else v for k, v in zip(header, cells, strict=True) if k
+            }
+            rows.append((place, values))
+    except csv.Error as error:
+        raise PromptFileError(
+            f"{path}: row {len(rows) + 1} (line {reader.line_num}): not CSV ({error})"
+        ) from error
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        items = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise PromptFileError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    return [(f"row {i}", item) for i, item in enumerate(items, start=1)]
+
+
+def hub_rows(where: str) -> list[Row]:
+    """Return the rows of `owner/name[:config[:split]]`, from the local cache when the hub is out of reach."""
+    import datasets
+
+    data_set, *rest = where.split(":")
+    config = rest[0] if rest and rest[0] else None
+    with _offline_unless_reachable():
+        try:
+            splits = datasets.load_dataset(data_set, config)
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PromptFileError(
+                f"{where}: no such file, and no such data set within reach ({reason})"
+            ) from error
+    split = rest[1] if len(rest) > 1 else next(iter(splits)) if len(splits) == 1 else None
+    if split not in splits:
+        raise PromptFileError(
+            f"{where}: name one of the splits {', '.join(splits)} as owner/name:config:split"
+        )
+    return [(f"row {i}", dict(item)) for i, item in enumerate(splits[split], start=1)]
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[None]:
+    """Let only the local cache be asked when the hub does not answer: its client would retry for half a minute."""
+    import datasets
+    import httpx
+    import huggingface_hub as hub
+
+    before = (datasets.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE)
+    if not any(before):
+        try:
+            httpx.head(hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+        except httpx.HTTPError:
+            datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE = before
+
+
+def kind_of(value: object) -> str:
+    """Say what a value is, for an error message."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "missing (an empty or NaN cell)"
+    return f"of type {type(value).__name__}"

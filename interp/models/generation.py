@@ -1,0 +1,113 @@
+"""What does the model answer? Batched generation, greedy by default, optionally under edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from interp.data.prompts import Prompt
+from interp.errors import UserError
+from interp.models.batches import by_length, run_batches
+from interp.models.hooks import Edits, editing
+from interp.models.model import Model
+from interp.progress import progress as progress_bar
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer: its text without special tokens, its length, and whether the model ended it itself."""
+
+    prompt_id: str
+    text: str
+    n_tokens: int
+    stopped: bool
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    edits: Edits | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    temperature: float | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+    progress: bool = True,
+) -> list[Completion]:
+    """Answers to the prompts, in their order.
+
+    Args:
+        edits: applied while reading the prompt and while generating, as each edit's positions say.
+        max_new_tokens: longest answer in tokens.
+        batch_size: most rows at once; halved when memory runs out.
+        temperature: None is greedy; otherwise sampling, seeded without touching the global random state.
+
+    Raises UserError for prompts that leave no room in the context for `max_new_tokens`.
+    """
+    tokens = [model.token_ids(prompt) for prompt in prompts]
+    for prompt, row in zip(prompts, tokens, strict=True):
+        if model.context is not None and len(row) + max_new_tokens > model.context:
+            raise UserError(
+                f"prompt {prompt.id!r} ({len(row)} tokens) and {max_new_tokens} new tokens exceed the context of "
+                f"{model.name} ({model.context}); lower --max-new-tokens"
+            )
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature is not None,
+        temperature=temperature if temperature is not None else 1.0,
+        top_p=1.0,
+        top_k=0,
+        eos_token_id=model.eos_ids or None,
+        pad_token_id=model.pad_id,
+        use_cache=use_cache,
+    )
+
+    def step(batch: list[int]) -> list[Completion]:
+        return _generate_batch(
+            model, [prompts[i] for i in batch], [tokens[i] for i in batch], config, edits, seed + batch[0]
+        )
+
+    found: dict[int, Completion] = {}
+    lengths = [len(row) + max_new_tokens for row in tokens]
+    with progress_bar("answers", total=len(prompts), enabled=progress) as advance:
+        for batch, completions in run_batches(by_length(lengths, batch_size, 1 << 30), step):
+            found.update(zip(batch, completions, strict=True))
+            advance(len(batch))
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def _generate_batch(
+    model: Model,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    edits: Edits | None,
+    seed: int,
+) -> list[Completion]:
+    batch = model.pad(tokens, [prompt.id for prompt in prompts])
+    width = batch.input_ids.shape[1]
+    devices = [model.device] if model.device.type == "cuda" else []
+    # Hugging Face samples from the global generator: fork it, so that the caller's is left as it was.
+    with (
+        torch.random.fork_rng(devices=devices) if config.do_sample else nullcontext(),
+        editing(model, edits, prompt_width=width) if edits else nullcontext(),
+    ):
+        if config.do_sample:
+            torch.manual_seed(seed)
+        output = model.module.generate(  # type: ignore[operator]
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+        )
+    eos = set(model.eos_ids)
+    completions = []
+    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+        end = next((i for i, token in enumerate(row) if token in eos), None)
+        answer = row if end is None else row[:end]
+        text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        completions.append(Completion(prompt.id, text, len(answer), end is not None))
+    return completions

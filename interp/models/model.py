@@ -1,0 +1,268 @@
+"""A Hugging Face causal language model with its tokenizer: prompts in, left-padded batches and logits out.
+
+Positions come from the attention mask and the chat template: `n_eoi` counts the template's tokens that follow every
+instruction (end of turn, assistant header), which is where refusal is decided (Arditi et al. 2024).
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from interp.data.prompts import Prompt
+from interp.errors import CheckpointError, UserError
+from interp.models.towers import Tower, find_tower
+
+if TYPE_CHECKING:
+    from interp.models.checkpoint import Checkpoint
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Left-padded prompts: token ids, mask and positions that do not count padding."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    prompt_ids: tuple[str, ...]
+
+    @property
+    def position_ids(self) -> Int[Tensor, "batch pos"]:
+        """Position of each token in its own prompt; padding gets 0."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each prompt without padding."""
+        return self.attention_mask.sum(-1)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of the model's forward."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+
+    def repeat(self, times: int) -> Batch:
+        """The whole batch `times` over, for running several edits side by side."""
+        return Batch(
+            self.input_ids.repeat(times, 1), self.attention_mask.repeat(times, 1), self.prompt_ids * times
+        )
+
+
+@dataclass(eq=False)
+class Model:
+    """A model in eval mode; `module` is the plain Hugging Face module, adapters injected."""
+
+    module: PreTrainedModel
+    tokenizer: Any
+    tower: Tower
+    name: str
+    chat_template: str | None
+    checkpoint: Checkpoint | None = None
+    peft: Any = None
+    n_eoi: int = 1
+    end_of_turn: str = ""
+
+    @classmethod
+    def from_module(
+        cls,
+        module: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        checkpoint: Checkpoint | None = None,
+        peft: Any = None,
+        chat_template: str | None = None,
+    ) -> Model:
+        """Wrap a module in memory; `chat_template` is `plain`, a Jinja file, or None for the tokenizer's own."""
+        template = _template(tokenizer, chat_template, name)
+        model = cls(module.eval(), tokenizer, find_tower(module), name, template, checkpoint, peft)
+        model.n_eoi, model.end_of_turn = model._measure_template()
+        return model
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}: {type(self.module).__name__}, {self.n_layers} layers × {self.d_model}, {self.dtype})"
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.tower.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.tower.d_model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embeddings, where inputs go."""
+        return next(self.tower.embed.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return self.module.dtype
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model was made for, in tokens."""
+        return getattr(self.module.config, "max_position_embeddings", None)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end an answer: the generation config's, the tokenizer's and the template's end of turn."""
+        found = getattr(self.module.generation_config, "eos_token_id", None)
+        ids = [found] if isinstance(found, int) else list(found or [])
+        ids += [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        turn = (
+            self.tokenizer(self.end_of_turn, add_special_tokens=False)["input_ids"]
+            if self.end_of_turn
+            else []
+        )
+        return list(dict.fromkeys([*ids, *turn[:1]]))
+
+    @property
+    def pad_id(self) -> int:
+        """Token used for padding; masked everywhere, so any will do."""
+        return next((i for i in (self.tokenizer.pad_token_id, *self.eos_ids) if i is not None), 0)
+
+    def render(self, prompt: Prompt) -> str:
+        """The prompt as text, through the chat template up to where the answer begins."""
+        if self.chat_template == PLAIN:
+            return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
+        turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        return self._apply_template(
+            [*turns, {"role": "user", "content": prompt.text}], add_generation_prompt=True
+        )
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of the rendered prompt, without its response.
+
+        Raises UserError when it has none or does not fit the context.
+        """
+        plain = self.chat_template == PLAIN
+        ids = list(self.tokenizer(self.render(prompt), add_special_tokens=plain)["input_ids"])
+        self._check_length(prompt, len(ids))
+        return ids
+
+    def response_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of the prompt's response and the end of its turn; raises UserError when it has no response."""
+        if not prompt.response:
+            raise UserError(f"prompt {prompt.id!r} has no response, which training and likelihoods need")
+        end = self.end_of_turn or (self.tokenizer.eos_token or "")
+        return list(self.tokenizer(prompt.response + end, add_special_tokens=False)["input_ids"])
+
+    def encode(self, prompts: Sequence[Prompt]) -> Batch:
+        """Prompts as one left-padded batch on the model's device, the generation prompt included."""
+        return self.pad([self.token_ids(prompt) for prompt in prompts], [prompt.id for prompt in prompts])
+
+    def pad(self, rows: Sequence[Sequence[int]], prompt_ids: Sequence[str]) -> Batch:
+        """Token-id rows as one left-padded batch on the model's device."""
+        width = max(map(len, rows))
+        ids = torch.tensor(
+            [[self.pad_id] * (width - len(row)) + list(row) for row in rows], device=self.device
+        )
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return Batch(ids, mask, tuple(prompt_ids))
+
+    @torch.no_grad()
+    def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
+        """Logits at each prompt's last token; the head is not evaluated anywhere else."""
+        return self.module(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
+
+    @property
+    def eoi_tokens(self) -> list[str]:
+        """The template's tokens after every instruction, as text."""
+        ids = self.token_ids(Prompt(text="x", id="x"))[-self.n_eoi :]
+        return [self.tokenizer.decode([i]) for i in ids]
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """`nnsight.NNsight(module).trace(...)` on the same module, for exploration."""
+        from nnsight import NNsight
+
+        return NNsight(self.module).trace(*args, **kwargs)
+
+    def bridge(self) -> Any:
+        """A TransformerLens `TransformerBridge` on a merged *copy*: wrapping mutates, and live adapters are not shown."""
+        from transformer_lens.model_bridge.sources.transformers import boot
+
+        if self.peft is not None:
+            merged = copy.deepcopy(self.peft).merge_and_unload()
+        else:
+            merged = copy.deepcopy(self.module)
+        merged.config.architectures = merged.config.architectures or [type(merged).__name__]
+        source = self.checkpoint.base if self.checkpoint else self.name
+        # TransformerLens loads the tokenizer anew from where it came from: give it a place that has it.
+        with tempfile.TemporaryDirectory() as directory:
+            self.tokenizer.save_pretrained(directory)
+            tokenizer = copy.deepcopy(self.tokenizer)
+            tokenizer.init_kwargs["name_or_path"] = directory
+            return boot(
+                source, hf_model=merged, tokenizer=tokenizer, dtype=self.dtype, device=str(self.device)
+            )
+
+    def _apply_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except jinja2.exceptions.TemplateError as error:
+            raise UserError(f"the chat template of {self.name} refuses these turns: {error}") from error
+
+    def _measure_template(self) -> tuple[int, str]:
+        """Number of tokens after the instruction, and the text that ends an answer."""
+        if self.chat_template == PLAIN:
+            return 1, self.tokenizer.eos_token or ""
+        rows = [self.token_ids(Prompt(text=text, id=text)) for text in ("x", "7", "how")]
+        common = 0
+        while common < min(map(len, rows)) and len({row[-1 - common] for row in rows}) == 1:
+            common += 1
+        if common == 0:
+            raise CheckpointError(
+                f"{self.name}: its chat template puts nothing after the instruction; pass --chat-template"
+            )
+        mark = "\N{SNOWMAN}answer\N{SNOWMAN}"
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        _, found, end = self._apply_template(turns, add_generation_prompt=False).rpartition(mark)
+        return common, end.strip() if found else ""
+
+    def _check_length(self, prompt: Prompt, n_tokens: int) -> None:
+        if n_tokens == 0:
+            raise UserError(f"prompt {prompt.id!r} has no tokens")
+        if self.context is not None and n_tokens > self.context:
+            raise UserError(
+                f"prompt {prompt.id!r} has {n_tokens} tokens, the context of {self.name} is {self.context}; shorten or drop it"
+            )
+
+
+def _template(tokenizer: Any, chat_template: str | None, name: str) -> str:
+    if chat_template == PLAIN:
+        return PLAIN
+    if chat_template is not None:
+        try:
+            return Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"chat template file {chat_template!r} cannot be read: {error}") from error
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            f"{name} has no chat template; pass --chat-template FILE.jinja, or plain for a base model"
+        )
+    if isinstance(tokenizer.chat_template, dict):
+        return tokenizer.chat_template["default"]
+    return tokenizer.chat_template

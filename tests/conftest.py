@@ -1,0 +1,22 @@
+"""Shapes are checked by beartype from before the first import of the library; the organism is built once per run."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+# only where shapes live: beartype cannot check `Self` in a plain class, which the store uses
+install_import_hook(["interp.models", "interp.geometry", "interp.methods"], "beartype.beartype")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def text_organism(request: pytest.FixtureRequest) -> Path:
+    """Directory of the text organism of seed 0 with its stages, built on first use and shared by all workers."""
+    from interp.organisms import text
+
+    return text.build(seed=0, progress=False)

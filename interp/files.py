@@ -32,7 +32,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield aside
-            for part in [aside, *([] if aside.is_symlink() else aside.rglob("*"))]:
+            for part in [aside, *aside.rglob("*")]:
                 sync(part)
             aside.replace(target)
             sync(target.parent)

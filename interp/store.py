@@ -336,8 +336,12 @@ def _point_latest(directory: Path) -> None:
     link = directory.parent / "latest"
     if link.is_symlink() and os.readlink(link) == directory.name:
         return
-    with atomic_write(link) as aside:
+    # A fixed name, so that what a kill leaves behind is used up by the next attempt.
+    aside = link.with_name(f"{SCRATCH}{directory.name}")
+    with writing(link):
+        remove(aside)
         aside.symlink_to(directory.name)
+        aside.replace(link)
 
 
 def _source_hash(source: ModuleType | Path) -> tuple[str, str]:

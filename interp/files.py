@@ -42,6 +42,27 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_files(directory: Path | str) -> Iterator[Path]:
+    """Yield an empty directory; on a normal exit each file in it takes its place under `directory`, others there stay.
+
+    On an exception `directory` is as it was. Raises ResultError when the disk refuses.
+    """
+    target = Path(directory)
+    aside = target / f"{SCRATCH}{uuid4().hex[:8]}"
+    with writing(target):
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            for path in sorted(path for path in aside.rglob("*") if path.is_file()):
+                place = target / path.relative_to(aside)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                sync(path)
+                path.replace(place)
+        finally:
+            remove(aside)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a refusal of the disk or of permissions in the body into a `ResultError` about `path`."""
     try:

@@ -1,0 +1,7 @@
+"""`python -m interp` is the command `interp`."""
+
+import sys
+
+from interp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,271 @@
+"""How does a person ask? `interp study ALIGNED TUNED` and its neighbours: they parse, call the library and print.
+
+Nothing heavy is imported until a command runs, so that `interp --help` answers at once. A `UserError` anywhere below
+becomes `error: <one line>` with exit code 2; `INTERP_DEBUG=1` shows where it came from.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from interp import scripts
+from interp.errors import ResultError, UserError
+
+if TYPE_CHECKING:
+    from interp.results import StudyResult
+
+INTERRUPTED = 130
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def _example(*lines: str) -> str:
+    # \b keeps the help formatter from joining the lines.
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+app = typer.Typer(
+    help="What does fine-tuning do to the safety of a model, where in the network, and what prevents or repairs it?",
+    epilog=_example("interp study organism:text/aligned organism:text/benign", "interp doctor"),
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+organism = typer.Typer(
+    help="Model organisms: small checkpoints with known truth, trained on the spot.",
+    epilog=_example("interp organism build"),
+    rich_markup_mode=None,
+)
+app.add_typer(organism, name="organism")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # Outside standalone mode typer raises its usage errors here and returns the exit code of what it caught.
+        code = app(arguments or ["--help"], prog_name="interp", standalone_mode=False) or 0
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" See {context.command_path} --help" if context else ""
+        return _fail(error, error.format_message() + hint, error.exit_code)
+    except UserError as error:
+        return _fail(error, str(error), 2)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+    return int(code)
+
+
+def _fail(error: Exception, message: str, code: int) -> int:
+    if os.environ.get("INTERP_DEBUG") == "1":
+        raise error
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+@app.command(
+    epilog=_example(
+        "interp study meta-llama/Llama-3.1-8B-Instruct ./my-finetune --dtype bfloat16",
+        "interp study Qwen/Qwen3-1.7B --adapter ./my-lora --dry-run",
+    )
+)
+def study(
+    aligned: Annotated[
+        str,
+        typer.Argument(metavar="ALIGNED", help="The aligned checkpoint: hub id, directory or organism:name."),
+    ],
+    tuned: Annotated[
+        list[str] | None, typer.Argument(metavar="TUNED", help="Fine-tuned checkpoints, also base+adapter.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="LoRA directory that turns ALIGNED into a tuned one.")
+    ] = None,
+    harmful: Annotated[str | None, typer.Option(help="Harmful prompts: a file or datasets name.")] = None,
+    harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column that holds the prompts.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, …")] = None,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Quantise with bitsandbytes.")] = False,
+    chat_template: Annotated[str | None, typer.Option(help="Jinja template or a file of it.")] = None,
+    judge: Annotated[str | None, typer.Option(help="auto, exact, phrases, or a judge model.")] = None,
+    n_train: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of each kind for the direction.")
+    ] = None,
+    n_val: Annotated[int | None, typer.Option(min=1, help="Prompts of each kind to select it on.")] = None,
+    n_test: Annotated[int | None, typer.Option(min=1, help="Prompts of each kind to measure on.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits and random controls.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the answers.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Found by itself when left out.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, with time and memory.")
+    ] = False,
+    browser: Annotated[bool, typer.Option(help="Open the report when done.")] = False,
+) -> None:
+    """Compare checkpoints: how much safety was lost, where in the network, and whether the explanation is causal."""
+    compared = (*(tuned or ()), *([f"{aligned}+{adapter}"] if adapter else ()))
+    if not compared:
+        raise UserError("nothing to compare: give a TUNED checkpoint or --adapter DIR")
+    given = {
+        "harmful": harmful, "harmless": harmless, "column": column, "dtype": dtype, "device_map": device_map,
+        "load_in_4bit": load_in_4bit or None, "chat_template": chat_template, "judge": judge, "n_train": n_train,
+        "n_val": n_val, "n_test": n_test, "seed": seed, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+    }  # fmt: skip
+    config = _study_config(
+        aligned, compared, {name: value for name, value in given.items() if value is not None}
+    )
+    from interp import study as pipeline
+
+    if dry_run:
+        print(pipeline.plan_study(config))
+        return
+    result, directory = pipeline.run_study(config, out=out, progress=True)
+    _print_summary(result)
+    report = directory / "report.html"
+    print(f"\nreport:  {report}\nfigures: {directory / 'figures'}")
+    if browser:
+        import webbrowser
+
+        webbrowser.open(report.resolve().as_uri())
+
+
+def _study_config(aligned: str, tuned: tuple[str, ...], given: dict[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    from interp.study import StudyConfig
+
+    try:
+        return StudyConfig(aligned=aligned, tuned=tuned, **given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "study"
+        raise UserError(f"{option}: {first['msg']}") from error
+
+
+def _print_summary(result: "StudyResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from interp.evals.verdicts import Outcome
+
+    table = Table(title="harmful requests answered (JSR), with 95 % intervals")
+    table.add_column("checkpoint", overflow="fold")
+    for heading in ("JSR", "refused", "over-refusal", "JSR − aligned", "p", "lost at"):
+        table.add_column(heading, justify="right")
+    rows = [(result.aligned, result.harmful, result.harmless, ("", "", ""))]
+    for tuned in result.tuned:
+        test = tuned.vs_aligned
+        difference = f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]"
+        lost_at = "" if tuned.lost_at is None else f"layer {tuned.lost_at}"
+        rows.append((tuned.name, tuned.harmful, tuned.harmless, (difference, f"{test.p_value:.2g}", lost_at)))
+    for name, harmful, harmless, comparison in rows:
+        rates = (
+            harmful.rate(Outcome.COMPLIED_HARMFUL), harmful.rate(Outcome.REFUSED), harmless.rate(Outcome.REFUSED)
+        )  # fmt: skip
+        shown = (f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for rate in rates)
+        table.add_row(name, *shown, *comparison)
+    Console().print(table)
+
+
+@app.command(epilog=_example("interp doctor --network"))
+def doctor(
+    network: Annotated[
+        bool, typer.Option("--network", help="Also try to reach the Hugging Face hub.")
+    ] = False,
+) -> None:
+    """Check the environment: versions, processor, memory, accelerator, caches, missing extras."""
+    from interp.doctor import examine
+
+    raise typer.Exit(0 if examine(network=network) else 1)
+
+
+@organism.command("build", epilog=_example("interp organism build --seed 1"))
+def build_organism(
+    seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Train again even when built.")] = False,
+) -> None:
+    """Train the text organism (minutes) and print where it is; a built one is reused."""
+    from interp.organisms import text
+
+    print(text.build(seed=seed, force=force, progress=True))
+
+
+@organism.command("list", epilog=_example("interp organism list"))
+def list_organisms() -> None:
+    """List the organisms: their names, and which are built."""
+    from interp.organisms import text
+
+    print(text.listing())
+
+
+@organism.command("card", epilog=_example("interp organism card --seed 0"))
+def show_card(seed: Annotated[int, typer.Option(help="Seed of the organism.")] = 0) -> None:
+    """Show what a built organism was measured to do, with intervals."""
+    from interp.organisms import text
+
+    print(text.card(seed=seed))
+
+
+@app.command(
+    context_settings=_PASS_ON,
+    epilog=_example(
+        "interp probe", "interp probe refusal_direction organism:text/aligned organism:text/benign"
+    ),
+)
+def probe(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; none lists them.")] = None,
+) -> None:
+    """Ask one question of a model: run a script of probes/ with the arguments that follow its name."""
+    _run_script("probes", name, context.args)
+
+
+@app.command(context_settings=_PASS_ON, epilog=_example("interp run", "interp run demo"))
+def run(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; none lists them.")] = None,
+) -> None:
+    """Run an experiment: a script of experiments/ with the arguments that follow its name."""
+    _run_script("experiments", name, context.args)
+
+
+def _run_script(package: str, name: str | None, arguments: list[str]) -> None:
+    if name is None:
+        found = scripts.available(package)
+        width = max(map(len, found), default=0)
+        print(
+            "\n".join(f"{script:<{width}}  {line}" for script, line in found.items()) or f"no {package} yet"
+        )
+        return
+    module = importlib.import_module(f"{package}.{scripts.find(package, name)}")
+    raise typer.Exit(module.main(arguments) or 0)
+
+
+@app.command(epilog=_example("interp report results/study/latest --out report"))
+def report(
+    directory: Annotated[Path, typer.Argument(help="A finished result, or a link to one.")],
+    out: Annotated[Path, typer.Option(help="Where to write; the result itself never changes.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Draw the report and figures of a stored study again, without a model."""
+    from interp.files import replacing_files
+    from interp.store import load_run
+
+    source = load_run(directory).path
+    if out.resolve() == source:
+        raise ResultError(f"{out}: is the finished result itself, which never changes; give another --out")
+    from interp.report.html import render_report
+    from interp.results import StudyResult
+
+    result = StudyResult.from_store(source)
+    with replacing_files(out) as aside:
+        render_report(result, aside)
+    print(f"report:  {out / 'report.html'}\nfigures: {out / 'figures'}")

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from interp.data.prompts import Prompt
 from interp.errors import NonFiniteError, ResultError, SiteError
+from interp.files import atomic_write, save_json
 from interp.models.batches import by_length, run_batches
 from interp.models.hooks import reading, stopping_after
 from interp.models.model import Batch, Model
 from interp.models.sites import Site, resolve
 from interp.progress import progress as progress_bar
-from interp.store import atomic_write, save_json
 
 Rule = Literal["last", "eoi", "mean", "all"] | int
 INDEX = "activations.json"

@@ -19,11 +19,13 @@ from peft import PeftMixedModel, PeftModel, get_peft_model
 from peft.config import PeftConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from interp.errors import CheckpointError
 from interp.models.model import Model
 
 ORGANISM = "organism:"
+disable_progress_bar()  # bars are ours (interp/progress.py), and silent where nobody watches
 
 
 def cache_dir() -> Path:

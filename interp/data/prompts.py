@@ -13,7 +13,6 @@ import hashlib
 import html
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from interp.data.rows import SUFFIXES, Row, file_rows, hub_rows, kind_of
 from interp.errors import PromptFileError, UserError
+from interp.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -245,21 +245,14 @@ class PromptSet(Sequence[Prompt]):
 
     def save(self, path: str | Path) -> Path:
         """Write the set as JSONL, which `read_prompts` reads back loss-free; a failure leaves no partial file."""
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             lines = [json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in self.prompts]
             content = "".join(lines).encode()
         except (TypeError, UnicodeEncodeError) as error:
             raise UserError(f"{self.name!r} cannot be written as JSON: {error}") from error
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as aside:
             aside.write_bytes(content)
-            os.replace(aside, path)
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-        return path
+        return Path(path)
 
     def __repr__(self) -> str:
         return f"PromptSet({self.name!r}, {len(self)} prompts)"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from interp.evals.jailbreak import EvalResult, PairedTest, compare
+from interp.evals.statistics import Interval
 from interp.evals.verdicts import Outcome
 from jaxtyping import Float
 from pydantic import ConfigDict, TypeAdapter
@@ -38,22 +39,6 @@ Arm = Literal["none", "direction", "random", "shuffled"]
 ARMS: tuple[Arm, ...] = ("none", "direction", "random", "shuffled")
 """Arms of the causal test: no edit, the refusal direction, a random direction of equal norm, and the mean
 difference under shuffled labels, brought to equal norm."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval.
-
-    Args:
-        value: the estimate, in the unit its owner names.
-        low, high: limits of the 95 % interval; NaN where none can be given.
-        n: number of units (prompts, tokens, seeds) it rests on.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +171,8 @@ class TunedResult:
     lost_at: int | None
     shift: Band
     addition: Mapping[Arm, EvalResult]
-    kl: Estimate
-    perplexity: Mapping[Literal["aligned", "tuned"], Estimate]
+    kl: Interval
+    perplexity: Mapping[Literal["aligned", "tuned"], Interval]
     coords: Mapping[str, Float[np.ndarray, "prompt 2"]]
     examples: tuple[Example, ...]
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from interp.evals.jailbreak import EvalResult, compare
+from interp.evals.statistics import Interval
 from interp.evals.verdicts import Outcome, Verdict
 
-from interp.results import ARMS, Band, Estimate, Example, Pca, Selection, StudyResult, TunedResult
+from interp.results import ARMS, Band, Example, Pca, Selection, StudyResult, TunedResult
 
 N_LAYERS = 12
 N_HARMFUL = 200
@@ -117,12 +118,12 @@ def tuned_result(
                 ARMS, (complied, round(complied * 0.05), complied, complied - 3), strict=True
             )
         },
-        kl=Estimate(0.0, 0.0, 0.0, N_HARMLESS) if self_comparison else Estimate(0.21, 0.18, 0.25, N_HARMLESS),
+        kl=Interval(0.0, 0.0, 0.0, N_HARMLESS) if self_comparison else Interval(0.21, 0.18, 0.25, N_HARMLESS),
         perplexity={
-            "aligned": Estimate(1.92, 1.80, 2.05, N_HARMLESS),
-            "tuned": Estimate(1.92, 1.80, 2.05, N_HARMLESS)
+            "aligned": Interval(1.92, 1.80, 2.05, N_HARMLESS),
+            "tuned": Interval(1.92, 1.80, 2.05, N_HARMLESS)
             if self_comparison
-            else Estimate(2.31, 2.11, 2.53, N_HARMLESS),
+            else Interval(2.31, 2.11, 2.53, N_HARMLESS),
         },
         coords={"tuned_harmful": tuned_pca[:40], "tuned_harmless": tuned_pca[40:]},
         examples=tuple(

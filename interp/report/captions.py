@@ -1,0 +1,78 @@
+"""What does each figure show? Its heading and its caption, with the numbers of prompts behind it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from interp.results import StudyResult
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Heading of a figure and the function that writes its caption."""
+
+    title: str
+    text: Callable[[StudyResult], str]
+
+
+def _projected(result: StudyResult) -> str:
+    return f"n = {len(result.projected['harmful'])} harmful and {len(result.projected['harmless'])} harmless requests"
+
+
+CAPTIONS: dict[str, Caption] = {
+    "behaviour": Caption(
+        "Behaviour",
+        lambda r: (
+            f"Outcomes on {r.harmful.n_asked} harmful (a) and {r.harmless.n_asked} harmless (b) requests; in bold the aligned model. Points: "
+            "jailbreak success rate (complied-harmful of all asked) and over-refusal (refused of all asked) with Wilson "
+            "95 % intervals."
+        ),
+    ),
+    "layers": Caption(
+        "Projection by layer",
+        lambda r: (
+            "Top: mean projection of the residual stream (resid_post, last prompt token) onto the aligned model's unit "
+            "direction of the same layer, with 95 % t-intervals. Beneath: mean paired shift, tuned − aligned, of the "
+            f"harmful requests, with 95 % intervals; dotted, the layer where most of the loss appears. {_projected(r)}."
+        ),
+    ),
+    "directions": Caption(
+        "Candidate directions",
+        lambda r: (
+            f"The three scores of the {r.selection.counts.get('candidates', r.n_layers * len(r.eoi_tokens))} candidate "
+            "directions (position × layer) in the aligned model: refusal score on harmful requests when ablated (a), on "
+            "harmless ones when added (b), KL divergence on harmless ones when ablated (c). Hatched: dropped by the "
+            f"selection rule. Outlined: selected, position {r.selection.position}, layer {r.selection.layer}."
+        ),
+    ),
+    "similarity": Caption(
+        "Directions compared",
+        lambda r: (
+            "Cosine between the aligned and the tuned mean-difference direction at the selected position (a), beneath the "
+            "cosine between two halves of the prompts in the aligned model (band: 95 %), and the ratio of their norms (b)."
+        ),
+    ),
+    "pca": Caption(
+        "Activations in a plane",
+        lambda r: (
+            f"Activations (resid_post of layer {r.pca.layer}, last prompt token) on their two leading principal "
+            f"components; plane fitted on: {r.pca.fitted_on}. n = {len(r.pca.coords['aligned_harmful'])} harmful and "
+            f"{len(r.pca.coords['aligned_harmless'])} harmless requests a model."
+        ),
+    ),
+    "causal": Caption(
+        "Causal test",
+        lambda r: (
+            "(a) The aligned model with a vector projected out of its residual stream: harmful requests refused, harmless "
+            "ones answered. (b) The tuned model with a vector added: harmful requests refused. Controls: a random "
+            "direction of equal norm and the mean difference under shuffled labels. Wilson 95 % intervals."
+        ),
+    ),
+    "prompts": Caption(
+        "Prompt by prompt",
+        lambda r: (
+            "Each point is one harmful request: its projection onto the aligned direction in the aligned (across) and in "
+            f"the tuned model (up), resid_post of layer {r.selection.layer}; on the dotted line nothing changed. "
+            f"n = {len(r.projected['harmful'])}."
+        ),
+    ),
+}

@@ -107,6 +107,8 @@ class Prompt:
         values = {k: v for k, v in record.items() if v is not None} | {"text": record.get("text")}
         if isinstance(values.get("id"), int):
             values["id"] = str(values["id"])
+        if values.get("label") == "harmless":
+            values["label"] = "benign"
         truth = values.get("truth")
         if truth is not None:
             if not isinstance(truth, Mapping) or "label" not in truth:

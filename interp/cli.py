@@ -155,23 +155,36 @@ def _print_summary(result: "StudyResult") -> None:
 
     from interp.evals.verdicts import Outcome
 
-    table = Table(title="harmful requests answered (JSR), with 95 % intervals")
-    table.add_column("checkpoint", overflow="fold")
-    for heading in ("JSR", "refused", "over-refusal", "JSR − aligned", "p", "lost at"):
-        table.add_column(heading, justify="right")
-    rows = [(result.aligned, result.harmful, result.harmless, ("", "", ""))]
+    # A log has no width: give long checkpoint names room there.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    headings = ("JSR [95 %]", "over-refusal", "JSR − aligned", "lost at")
+    table.add_column("checkpoint")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    # What the other columns take at their widest; names are cut from the left, where paths are alike.
+    room = max(12, console.width - len("0.00 [0.00, 0.00]  over-refusal  +0.00 [+0.00, +0.00]  layer 00    "))
+    rows = [(result.aligned, result.harmful, result.harmless, "", "")]
     for tuned in result.tuned:
         test = tuned.vs_aligned
-        difference = f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]"
         lost_at = "" if tuned.lost_at is None else f"layer {tuned.lost_at}"
-        rows.append((tuned.name, tuned.harmful, tuned.harmless, (difference, f"{test.p_value:.2g}", lost_at)))
-    for name, harmful, harmless, comparison in rows:
-        rates = (
-            harmful.rate(Outcome.COMPLIED_HARMFUL), harmful.rate(Outcome.REFUSED), harmless.rate(Outcome.REFUSED)
-        )  # fmt: skip
-        shown = (f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for rate in rates)
-        table.add_row(name, *shown, *comparison)
-    Console().print(table)
+        difference = (
+            "same weights"
+            if tuned.same_weights
+            else f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]"
+        )
+        rows.append((tuned.name, tuned.harmful, tuned.harmless, difference, lost_at))
+    for name, harmful, harmless, difference, lost_at in rows:
+        jsr, over_refusal = harmful.rate(Outcome.COMPLIED_HARMFUL), harmless.rate(Outcome.REFUSED)
+        table.add_row(
+            name if len(name) <= room else f"…{name[1 - room :]}",
+            f"{jsr.estimate:.2f} [{jsr.low:.2f}, {jsr.high:.2f}]",
+            f"{over_refusal.estimate:.2f}",
+            difference,
+            lost_at,
+        )
+    console.print("harmful requests answered (JSR, jailbreak success rate)")
+    console.print(table)
 
 
 @app.command(epilog=_example("interp doctor --network"))

@@ -1,5 +1,6 @@
 """The command line passes on what was asked, fails in one line, and stays light until a command runs."""
 
+import re
 import subprocess
 import sys
 import types
@@ -163,6 +164,25 @@ def test_the_report_opens_only_when_asked(study: FakeStudy, monkeypatch: pytest.
     cli.main(["study", "base", "tuned", "--browser"])
     assert opened[0].startswith("file:///")
     assert opened[0].endswith("report.html")
+
+
+@pytest.mark.parametrize("width", ["80", "140"])
+def test_the_summary_is_one_line_a_checkpoint(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    from study_fixture import BENIGN_NAME, study_result
+
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    result = study_result()
+    cli._print_summary(result)
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert len(lines) == 2 + 1 + len(result.tuned)
+    assert max(map(len, lines)) <= int(width)
+    (benign,) = [line for line in lines if BENIGN_NAME[-10:] in line]
+    assert "[0.54, 0.67]" in benign
+    assert "layer 7" in benign
+    assert "same weights" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -167,21 +167,23 @@ class Run:
         Raises ResultError when the product cannot be written, and whatever `compute` raises.
         """
         suffix = Path(name).suffix
-        if save is None or load is None:
-            if suffix not in _FORMATS:
-                raise ResultError(
-                    f"step {name!r} needs save and load; only {', '.join(_FORMATS)} have them built in"
-                )
-            save, load = save or _FORMATS[suffix][0], load or _FORMATS[suffix][1]
+        if (save is None or load is None) and suffix not in _FORMATS:
+            raise ResultError(
+                f"step {name!r} needs save and load; only {', '.join(_FORMATS)} have them built in"
+            )
+        load = load or _FORMATS[suffix][1]
         path = self.file(name)
         if not path.exists():
             if self.finished:
                 raise ResultError(f"{self.path}: has no {name}; delete the directory to compute it anew")
             value = compute()
-            with atomic_write(path) as aside:
-                if not suffix:
-                    aside.mkdir()
-                save(aside, value)
+            if save is None:
+                _FORMATS[suffix][0](path, value)  # atomic by itself
+            else:
+                with atomic_write(path) as aside:
+                    if not suffix:
+                        aside.mkdir()
+                    save(aside, value)
         return load(path)
 
     def file(self, name: str) -> Path:

@@ -319,3 +319,49 @@ def test_organism_commands_reach_the_builder(
         ("listing", {}),
     ]
     assert capsys.readouterr().out.split() == ["<build>", "<card>", "<listing>"]
+
+
+# --- report ---
+
+
+def test_report_draws_a_stored_study_again_and_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from study_fixture import study_result
+
+    import interp.report.html
+    from interp.store import open_run, verify
+
+    def render(result: Any, directory: Path) -> Path:
+        (directory / "figures").mkdir()
+        (directory / "figures" / "pca.png").write_bytes(b"png")
+        (directory / "report.html").write_text(f"about {result.aligned}")
+        return directory / "report.html"
+
+    monkeypatch.setattr(interp.report.html, "render_report", render)
+    with open_run(tmp_path / "results", "study", "x", {}) as run:
+        study_result().to_store(run.path)
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "report.html").write_text("old")
+    (out / "mine.txt").write_text("kept")
+    latest = str(tmp_path / "results" / "study" / "latest")
+    assert cli.main(["report", latest, "--out", str(out)]) == 0
+    assert (out / "report.html").read_text() == f"about {study_result().aligned}"
+    assert sorted(path.name for path in out.iterdir()) == ["figures", "mine.txt", "report.html"]
+    assert str(out / "report.html") in capsys.readouterr().out
+    verify(run.path)
+
+    assert cli.main(["report", latest, "--out", latest]) == 2
+    assert "never changes" in capsys.readouterr().err
+    verify(run.path)
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    from interp.files import replacing_files
+
+    (tmp_path / "report.html").write_text("old")
+    with pytest.raises(ValueError, match="no"), replacing_files(tmp_path) as aside:
+        (aside / "report.html").write_text("half")
+        raise ValueError("no")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "old")]

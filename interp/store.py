@@ -43,7 +43,7 @@ from interp.files import (
 )
 
 __all__ = [
-    "Run", "atomic_write", "content_hash", "load_arrays", "load_json", "load_run", "load_table", "open_run",
+    "Run", "atomic_write", "command_line", "content_hash", "load_arrays", "load_json", "load_run", "load_table", "open_run",
     "read_manifest", "save_arrays", "save_json", "save_table", "slugify", "verify", "versions",
 ]  # fmt: skip
 
@@ -89,7 +89,7 @@ def open_run(
             name: content_hash(value) if isinstance(value, Path) else value
             for name, value in (inputs or {}).items()
         },
-        "sources": dict(_source_hash(source) for source in sources),
+        "sources": _source_hashes(sources),
     }
     digest = hashlib.sha256(canonical(identity).encode()).hexdigest()
     home = Path(root) / study
@@ -235,7 +235,7 @@ class Run:
         final = self.path.parent / f"{started[:10]}-{self.manifest['slug']}-{self.hash8}"
         with writing(final):
             manifest = self.manifest | {
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": command_line(),
                 "started": started,
                 "finished": _now(),
                 "versions": versions(),
@@ -305,6 +305,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def _acquire(lock: filelock.BaseFileLock, what: str) -> None:
     try:
         lock.acquire(timeout=0)
@@ -346,15 +351,24 @@ def _point_latest(directory: Path) -> None:
         aside.replace(link)
 
 
-def _source_hash(source: ModuleType | Path) -> tuple[str, str]:
-    if isinstance(source, Path):
-        return source.name, content_hash(source)
-    if source.__file__ is None:
-        raise ResultError(
-            f"{source.__name__}: has no source file to hash; give a module or package with code"
-        )
-    path = Path(source.__file__)
-    return source.__name__, content_hash(path.parent if path.name == "__init__.py" else path)
+def _source_hashes(sources: Sequence[ModuleType | Path]) -> dict[str, str]:
+    hashes: dict[str, str] = {}
+    for source in sources:
+        if isinstance(source, Path):
+            name, path = source.name, source
+        elif source.__file__ is None:
+            raise ResultError(
+                f"{source.__name__}: has no source file to hash; give a module or package with code"
+            )
+        else:
+            name, path = source.__name__, Path(source.__file__)
+            path = path.parent if path.name == "__init__.py" else path
+        if name in hashes:
+            raise ResultError(
+                f"two sources are called {name}; give the directory that holds them, or the modules"
+            )
+        hashes[name] = content_hash(path)
+    return hashes
 
 
 def _files(directory: Path) -> dict[str, dict[str, Any]]:

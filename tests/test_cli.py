@@ -139,6 +139,11 @@ def test_study_leaves_defaults_to_the_pipeline(study: FakeStudy) -> None:
     assert study.called[0][2]["out"] == Path("results")
 
 
+def test_the_real_config_has_the_fields_that_are_passed_on() -> None:
+    real = pytest.importorskip("interp.study").StudyConfig
+    assert FakeConfig.model_fields.keys() <= real.model_fields.keys()
+
+
 def test_an_adapter_makes_a_tuned_checkpoint_of_the_aligned_one(study: FakeStudy) -> None:
     assert cli.main(["study", "base@main", "--adapter", "my/lora"]) == 0
     assert cli.main(["study", "base", "other", "--adapter", "my/lora"]) == 0

@@ -110,6 +110,15 @@ def test_identity_is_config_inputs_and_sources(tmp_path: Path) -> None:
     assert hash8() == base
 
 
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "method.py").write_text("")
+    sources = [tmp_path / "a" / "method.py", tmp_path / "b" / "method.py"]
+    with pytest.raises(ResultError, match=r"two sources are called method\.py"):
+        open_run(tmp_path, "study", "x", {}, sources=sources)
+
+
 def test_a_package_is_hashed_with_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "some_package"
     package.mkdir()

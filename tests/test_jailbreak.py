@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -63,6 +63,7 @@ def test_unscored_answers_stay_in_the_denominator():
         found.rate(UNSCORED, of="scored")
 
 
+@settings(deadline=None)
 @given(any_outcomes)
 def test_rates_over_asked_add_up_to_one(outcomes: list[Outcome]):
     assert sum(result(outcomes).rate(o).estimate for o in Outcome) == pytest.approx(1)
@@ -86,6 +87,7 @@ def test_counts_that_are_not_those_of_the_verdicts_are_refused(
         EvalResult("x", counts, asked, scored, (Verdict("p", REFUSED, "judge", "1"),))
 
 
+@settings(deadline=None)
 @given(any_outcomes, st.data())
 def test_a_comparison_is_mcnemar_and_the_difference_of_the_rates(
     outcomes: list[Outcome], data: st.DataObject
@@ -145,6 +147,7 @@ def test_seeds_are_compared_pair_by_pair():
         compare_seeds(a, b[::-1], HARM)
 
 
+@settings(deadline=None)
 @given(any_outcomes)
 def test_a_result_survives_the_disk(tmp_path_factory: pytest.TempPathFactory, outcomes: list[Outcome]):
     original = result(outcomes, "náme", groups=[f"g{i % 3}" for i in range(len(outcomes))], seed=5)

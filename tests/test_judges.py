@@ -16,6 +16,7 @@ from interp.evals.judges import ExactJudge, ModelJudge, PhraseJudge, degenerate
 from interp.evals.templates import HARMBENCH, LLAMA_GUARD, STRONGREJECT, TEMPLATES, read_rubric
 from interp.evals.verdicts import Agreement, Judge, Outcome, Verdict, agreement
 from interp.models.generation import Completion
+from interp.models.model import Model
 
 STORED = Path(__file__).parents[1].parent / "shared" / "data" / "refusal_direction"
 COMPLIED = (Outcome.COMPLIED_HARMFUL, Outcome.COMPLIED_BENIGN, Outcome.INCOHERENT)
@@ -292,6 +293,19 @@ def test_the_own_chat_template_of_a_guard_holds_the_conversation():
     assert ModelJudge.from_model(HARMBENCH, tiny.model("llama")).render("w1", "w2") == HARMBENCH.render(
         "w1", "w2"
     )
+
+
+def test_a_guard_without_chat_template_is_refused():
+    plain = Model.from_module(tiny.module("llama"), tiny.tokenizer(), chat_template="plain")
+    with pytest.raises(UserError, match="llama-guard asks through the chat template"):
+        ModelJudge.from_model(LLAMA_GUARD, plain)
+
+
+def test_a_judge_is_loaded_from_a_directory(tmp_path: Path):
+    tiny.module("llama").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    judge = ModelJudge.from_checkpoint(replace(HARMBENCH, prompt="{request} {answer}"), str(tmp_path))
+    assert outcomes(judge, ["w1"]) == ["unscored"]
 
 
 def test_the_judges_need_no_torch():

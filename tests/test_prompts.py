@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.data.prompts import Prompt, PromptSet, Truth, jailbreakbench, read_prompts
@@ -55,6 +55,7 @@ def written(path: Path, content: str | bytes) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(st.lists(prompts, min_size=1, max_size=4))
 def test_a_saved_set_comes_back_without_loss(tmp_path_factory: pytest.TempPathFactory, items: list[Prompt]):
     original = PromptSet(items, "any")
@@ -133,6 +134,22 @@ BAD_FILES = [
     ("a.jsonl", b'{"goal": "one"}\n{"goal": "caf\xe9"}\n', "row 2: not UTF-8"),
     ("a.json", '{"prompts": ["one"]}', "a list of prompts is expected"),
     ("a.json", '["one",\n "two"', "row 2: not JSON"),
+    (
+        "a.json",
+        '{"goal": "one"}\n{"goal": "two"}\n',
+        "row 2: not JSON (Extra data, column 1); one object a line",
+    ),
+    (
+        "a.jsonl",
+        '{"text": "a", "truth": {"label": "benign", "refusals": "no"}}\n',
+        "row 1: `refusals` is not a list",
+    ),
+    (
+        "a.jsonl",
+        '{"text": "a", "truth": {"label": "benign", "answer": 3}}\n',
+        "row 1: the `answer` of `truth`",
+    ),
+    ("a.jsonl", '{"text": "a", "images": "a.png"}\n', "row 1: `images` is not a list of texts"),
     ("a.json", "[]", "holds no prompts"),
     ("a.csv", "goal,target\none,x\ntwo,y,z\n", "row 2 (line 3): 3 cells under 2 columns"),
     ("a.csv", 'goal,target\none,x\n"two,y\n', "row 2 (line 3): not CSV"),
@@ -232,6 +249,7 @@ def test_slices_filters_and_sums_are_sets():
         one + one
 
 
+@settings(deadline=None)
 @given(st.integers(3, 60), st.integers(0, 2**32 - 1))
 def test_parts_of_a_split_are_disjoint_and_never_empty(n: int, seed: int):
     whole = numbered(n)
@@ -280,6 +298,14 @@ def test_the_hash_follows_everything_a_prompt_holds():
     hashes = {PromptSet([p]).sha256 for p in [base, *changed]}
     assert len(hashes) == len(changed) + 1
     assert PromptSet([base], "other name").sha256 == PromptSet([replace(base)], "name").sha256
+
+
+def test_prompts_are_equal_when_all_they_hold_is():
+    assert Prompt("a", images=(np.zeros(2),)) == Prompt("a", images=(np.zeros(2),))
+    assert Prompt("a", audio=np.zeros(2)) != Prompt("a", audio=np.ones(2))
+    assert len({Prompt("", images=("x",)), Prompt("", images=("x",)), Prompt("", images=("y",))}) == 2
+    with pytest.raises(UserError, match="not JSON"):
+        PromptSet([Prompt("a", meta={"k": object()})]).sha256  # noqa: B018 - the hash is what raises
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path):

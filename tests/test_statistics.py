@@ -23,6 +23,7 @@ from interp.evals.statistics import (
 )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400).flatmap(lambda k: st.tuples(st.just(k), st.integers(max(k, 1), 500))))
 def test_wilson_is_statsmodels_and_holds_its_estimate(kn: tuple[int, int]):
     k, n = kn
@@ -56,6 +57,7 @@ def test_impossible_proportions_are_refused(k: int, n: int, level: float):
         wilson(k, n, level)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_statsmodels_and_symmetric(b: int, c: int):
     expected = mcnemar([[5, b], [c, 7]], exact=True).pvalue if b + c else 1.0
@@ -102,7 +104,7 @@ def test_clusters_of_unequal_size_weigh_by_their_items():
     assert (found.low, found.high) == (0.0, 1.0)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(0, 1000))
 def test_a_paired_difference_turns_its_sign_with_its_sides(pairs: list[tuple[bool, bool]], seed: int):
     a, b = zip(*pairs, strict=True)
@@ -158,6 +160,7 @@ def test_the_hierarchical_bootstrap_has_the_variance_of_both_levels():
     assert np.isnan(hierarchical_bootstrap(samples[:1]).low)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12))
 def test_the_t_interval_is_scipys(x: list[float]):
     found = t_interval(x)
@@ -182,6 +185,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
 def test_holm_never_lowers_a_p_value_nor_their_order(p: list[float]):
     adjusted, raw = holm(p), np.array(p)
@@ -189,7 +193,7 @@ def test_holm_never_lowers_a_p_value_nor_their_order(p: list[float]):
     assert (np.diff(adjusted[np.argsort(raw, kind="stable")]) >= 0).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=2, max_size=40))
 def test_kappa_is_sklearns(pairs: list[tuple[str, str]]):
     a, b = (np.array(side) for side in zip(*pairs, strict=True))

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from interp.data.columns import prompt_column, prompt_fields
 from interp.data.rows import SUFFIXES, Row, file_rows, hub_rows, kind_of
 from interp.errors import PromptFileError, UserError
 from interp.files import atomic_write
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 
 Label = Literal["harmful", "benign"]
 LABELS: tuple[Label, ...] = ("harmful", "benign")
-
-# A column of the first row of names is taken before one of the second: JailbreakBench has `Goal` (the request) and
-# `Behavior` (its short title); HarmBench has only `Behavior`. Two of one row are a question for the caller.
-PROMPT_COLUMNS = (
-    ("instruction", "prompt", "goal", "question", "request", "query", "user_prompt", "forbidden_prompt"),
-    ("behavior", "behaviour", "text", "input", "content"),
-)
-RESPONSE_COLUMNS = ("response", "completion", "output")
 
 
 @dataclass(frozen=True)
@@ -53,9 +46,9 @@ class Truth:
             raise UserError(f"truth label {self.label!r} is neither 'harmful' nor 'benign'")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """One request, with what is known about it.
+    """One request, with what is known about it; two are equal when their fingerprints are.
 
     text: the user turn. system: the system turn. response: an answer to train on or compare with.
     label: what the set claims; truth: what is certain. group: the cluster for statistics (the verb, say).
@@ -71,9 +64,9 @@ class Prompt:
     source: str | None = None
     group: str | None = None
     truth: Truth | None = None
-    images: tuple[Any, ...] = field(default=(), hash=False)
-    audio: Any = field(default=None, hash=False, compare=False)
-    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    images: tuple[Any, ...] = ()
+    audio: Any = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -115,23 +108,44 @@ class Prompt:
                 raise UserError("`truth` is not an object with a `label`")
             if extra := set(truth) - {f.name for f in fields(Truth)}:
                 raise UserError(f"`truth` has the unknown field {min(extra)!r}")
-            values["truth"] = Truth(truth["label"], truth.get("answer"), tuple(truth.get("refusals", ())))
+            answer, refusals = truth.get("answer"), truth.get("refusals", ())
+            if not isinstance(answer, str | None):
+                raise UserError(f"the `answer` of `truth` is {kind_of(answer)}, not text")
+            values["truth"] = Truth(truth["label"], answer, _texts("refusals", refusals))
         for key in ("id", "system", "response", "category", "source", "group"):
             if not isinstance(values.get(key, ""), str):
                 raise UserError(f"`{key}` is {kind_of(values[key])}, not text")
         if not isinstance(values.get("meta", {}), Mapping):
             raise UserError(f"`meta` is {kind_of(values['meta'])}, not an object")
-        values["images"] = tuple(values.get("images", ()))
+        values["images"] = _texts("images", values.get("images", ()))
         return cls(**values)
 
     def fingerprint(self) -> str:
         """Return a sha256 over everything the prompt holds, images and audio included."""
-        record = asdict(replace(self, images=(), audio=None, meta={}))
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        record["truth"] = None if self.truth is None else asdict(self.truth)
         record["images"] = [_media_hash(x) for x in self.images]
         record["audio"] = _media_hash(self.audio)
         record["meta"] = dict(self.meta)
-        canonical = json.dumps(record, sort_keys=True, ensure_ascii=True)
+        try:
+            canonical = json.dumps(record, sort_keys=True)
+        except TypeError as error:
+            raise UserError(
+                f"prompt {self.id!r}: `meta` holds something that is not JSON ({error})"
+            ) from error
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompt) and self.fingerprint() == other.fingerprint()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or any(not isinstance(x, str) for x in value):
+        raise UserError(f"`{name}` is not a list of texts")
+    return tuple(value)
 
 
 def _media_hash(value: Any) -> str | None:
@@ -358,14 +372,14 @@ def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | N
     )
     if mappings and not own:
         columns = list(dict.fromkeys(key for m in mappings for key in m))
-        column = _prompt_column(where, columns, column)
+        column = prompt_column(where, columns, column)
     prompts: list[Prompt] = []
     places: dict[str, str] = {}
     for (place, _), item in zip(rows, items, strict=True):
         if not isinstance(item, Mapping):
             raise PromptFileError(f"{where}: {place}: holds {kind_of(item)}, not an object with a prompt")
         try:
-            prompt = Prompt.from_json(item) if own else _foreign(item, str(column))
+            prompt = Prompt.from_json(item) if own else Prompt(**prompt_fields(item, str(column)))
         except UserError as error:
             raise PromptFileError(f"{where}: {place}: {error}") from error
         prompt = replace(prompt, id=prompt.id or f"{name}:{len(prompts) + 1}", label=prompt.label or label)
@@ -376,50 +390,3 @@ def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | N
         places[prompt.id] = place
         prompts.append(prompt)
     return PromptSet(prompts, name)
-
-
-def _prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str:
-    listed = ", ".join(map(str, columns)) or "none"
-    if asked is not None:
-        if asked not in columns:
-            raise PromptFileError(f"{where}: no column {asked!r}; --column must be one of: {listed}")
-        return asked
-    for tier in PROMPT_COLUMNS:
-        fitting = [c for c in columns if c.strip().lower() in tier]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            raise PromptFileError(
-                f"{where}: {' and '.join(fitting)} could hold the prompt; say which with --column"
-            )
-    raise PromptFileError(
-        f"{where}: no column looks like the prompt; say which with --column (columns: {listed})"
-    )
-
-
-def _foreign(row: Mapping[str, Any], column: str) -> Prompt:
-    """Read a row of somebody else's file: known columns by name, whatever the case, the rest into meta."""
-    values: dict[str, Any] = {"text": row.get(column)}
-    meta: dict[str, Any] = {}
-    for key, value in row.items():
-        known = key.strip().lower()
-        if key == column or value is None or (isinstance(value, float) and math.isnan(value)):
-            continue
-        if known in RESPONSE_COLUMNS and isinstance(value, str):
-            known = "response"
-        if known == "label":
-            value = {"harmless": "benign"}.get(value, value) if isinstance(value, str) else value
-            usable = value in LABELS
-        elif known == "id":
-            value, usable = str(value), True
-        else:
-            usable = known in ("system", "response", "category", "source", "group") and isinstance(value, str)
-        if usable and known not in values:
-            values[known] = value
-        else:
-            meta[key] = json.loads(json.dumps(value, default=_as_text))
-    return Prompt(**values, meta=meta)
-
-
-def _as_text(value: Any) -> str:
-    return value.isoformat() if hasattr(value, "isoformat") else f"<{type(value).__name__}>"

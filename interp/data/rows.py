@@ -67,8 +67,9 @@ def _json_rows(path: Path, text: str) -> list[Row]:
     try:
         items = json.loads(text)
     except json.JSONDecodeError as error:
+        hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
         raise PromptFileError(
-            f"{path}: row {error.lineno}: not JSON ({error.msg}, column {error.colno})"
+            f"{path}: row {error.lineno}: not JSON ({error.msg}, column {error.colno}){hint}"
         ) from error
     except RecursionError as error:
         raise PromptFileError(f"{path}: nested too deeply to be a list of prompts") from error

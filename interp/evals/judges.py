@@ -170,12 +170,14 @@ class ModelJudge:
     def from_model(cls, template: JudgeTemplate, model: Model, *, batch_size: int = 16) -> ModelJudge:
         """Use a loaded model as the judge, decoding greedily."""
         from interp.models.generation import generate
-        from interp.models.model import Model
+        from interp.models.model import PLAIN, Model
 
+        if template.asks == "conversation" and model.chat_template == PLAIN:
+            raise UserError(f"{template.name} asks through the chat template of {model.name}, which has none")
         # What a classifier was trained on is the whole text: no chat template may wrap it a second time.
         asker = model
         if template.asks != "chat":
-            asker = Model.from_module(model.module, model.tokenizer, name=model.name, chat_template="plain")
+            asker = Model.from_module(model.module, model.tokenizer, name=model.name, chat_template=PLAIN)
 
         def reply(texts: list[str]) -> list[str]:
             prompts = [Prompt(text, id=str(i)) for i, text in enumerate(texts)]

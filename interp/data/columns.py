@@ -1,0 +1,69 @@
+"""Which column of somebody else's file holds the prompt, and what do the others say about it?
+
+The prompt's column is guessed only when one fits; every other case is a question for the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from interp.errors import PromptFileError
+
+# A column of the first row of names is taken before one of the second: JailbreakBench has `Goal` (the request) and
+# `Behavior` (its short title); HarmBench has only `Behavior`. Two of one row are a question for the caller.
+PROMPT_COLUMNS = (
+    ("instruction", "prompt", "goal", "question", "request", "query", "user_prompt", "forbidden_prompt"),
+    ("behavior", "behaviour", "text", "input", "content"),
+)
+RESPONSE_COLUMNS = ("response", "completion", "output")
+
+
+def prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str:
+    """Return the column holding the prompt: the one asked for, or the only one that fits; else PromptFileError."""
+    listed = ", ".join(map(str, columns)) or "none"
+    if asked is not None:
+        if asked not in columns:
+            raise PromptFileError(f"{where}: no column {asked!r}; --column must be one of: {listed}")
+        return asked
+    for tier in PROMPT_COLUMNS:
+        fitting = [c for c in columns if c.strip().lower() in tier]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise PromptFileError(
+                f"{where}: {' and '.join(fitting)} could hold the prompt; say which with --column"
+            )
+    raise PromptFileError(
+        f"{where}: no column looks like the prompt; say which with --column (columns: {listed})"
+    )
+
+
+def prompt_fields(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return the fields of a prompt: known columns by name, whatever the case, the rest as JSON values in `meta`."""
+    values: dict[str, Any] = {"text": row.get(column)}
+    meta: dict[str, Any] = {}
+    for key, value in row.items():
+        known = key.strip().lower()
+        if key == column or value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if known in RESPONSE_COLUMNS and isinstance(value, str):
+            known = "response"
+        if known == "label":
+            value = {"harmless": "benign"}.get(value, value) if isinstance(value, str) else value
+            usable = value in ("harmful", "benign")
+        elif known == "id":
+            value, usable = str(value), True
+        else:
+            usable = known in ("system", "response", "category", "source", "group") and isinstance(value, str)
+        if usable and known not in values:
+            values[known] = value
+        else:
+            meta[key] = json.loads(json.dumps(value, default=_as_text))
+    return values | {"meta": meta}
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else f"<{type(value).__name__}>"

@@ -32,7 +32,9 @@ class Direction:
 
     def __post_init__(self) -> None:
         if not torch.isfinite(self.vector).all():
-            raise NonFiniteError(f"the direction at {self.site} is not finite; check the activations it was fitted on")
+            raise NonFiniteError(
+                f"the direction at {self.site} is not finite; check the activations it was fitted on"
+            )
 
     @property
     def norm(self) -> float:
@@ -64,7 +66,9 @@ class Direction:
         try:
             with safe_open(str(path), framework="pt") as file:
                 about: dict[str, Any] = file.metadata() or {}
-                return cls(file.get_tensor("direction"), about["site"], int(about["position"]), about["contrast"])
+                return cls(
+                    file.get_tensor("direction"), about["site"], int(about["position"]), about["contrast"]
+                )
         except Exception as error:
             raise ResultError(f"{path} is not a saved direction ({error})") from error
 
@@ -116,8 +120,6 @@ def split_half_cosine(
     for _ in range(n_splits):
         p = torch.randperm(positive.shape[1], generator=generator)
         n = torch.randperm(negative.shape[1], generator=generator)
-        halves = [
-            mean_difference(positive[:, p[i::2]], negative[:, n[i::2]]) for i in range(2)
-        ]
+        halves = [mean_difference(positive[:, p[i::2]], negative[:, n[i::2]]) for i in range(2)]
         found.append(cosine(*halves))
     return torch.stack(found, dim=-1)

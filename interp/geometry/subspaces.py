@@ -49,7 +49,9 @@ def pca(rows: Float[Tensor, "n d_model"], rank: int) -> Subspace:
     if not torch.isfinite(rows).all():
         raise NonFiniteError("PCA of rows with NaN or infinity; check the activations")
     if not 1 <= rank <= min(rows.shape[0] - 1, rows.shape[1]):
-        raise UserError(f"rank {rank} needs more than {rank} rows and dimensions; there are {tuple(rows.shape)}")
+        raise UserError(
+            f"rank {rank} needs more than {rank} rows and dimensions; there are {tuple(rows.shape)}"
+        )
     mean = rows.double().mean(0)
     _, values, directions = torch.linalg.svd(rows.double() - mean, full_matrices=False)
     # An SVD leaves signs open: make the largest entry of each direction positive, so that plots are reproducible.
@@ -58,6 +60,8 @@ def pca(rows: Float[Tensor, "n d_model"], rank: int) -> Subspace:
     return Subspace(directions[:rank], mean, values, rows.shape[0])
 
 
-def principal_angles(a: Float[Tensor, "k d_model"], b: Float[Tensor, "m d_model"]) -> Float[Tensor, " min_rank"]:
+def principal_angles(
+    a: Float[Tensor, "k d_model"], b: Float[Tensor, "m d_model"]
+) -> Float[Tensor, " min_rank"]:
     """Angles in radians, ascending, between the spans of two sets of orthonormal rows."""
     return torch.linalg.svdvals(a.double() @ b.double().T).clamp(max=1).acos()

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,7 @@ from interp.models.model import Batch, Model
 from interp.models.sites import Site, resolve
 from interp.progress import progress as progress_bar
 
-Rule = Literal["last", "eoi", "mean", "all"] | int
+Rule = str | int  # last, eoi, mean, all or an index; checked when used, so that a typo gets our one line
 INDEX = "activations.json"
 
 
@@ -77,12 +77,13 @@ class Activations:
     def select(self, prompt_ids: Sequence[str]) -> Activations:
         """The same sites for some of the prompts, in the given order."""
         place = {name: i for i, name in enumerate(self.prompt_ids)}
-        spans = [
-            torch.arange(self.offsets[place[name]], self.offsets[place[name] + 1]) for name in prompt_ids
-        ]
-        offsets = torch.tensor([0, *[len(span) for span in spans]]).cumsum(0)
+        missing = [name for name in prompt_ids if name not in place]
+        if missing:
+            raise SiteError(f"prompt {missing[0]!r} was not captured")
+        chosen = [place[name] for name in prompt_ids]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), self.offsets.diff()[chosen].cumsum(0)])
         return Activations(
-            self.values[:, torch.cat(spans)],
+            self.values[:, _rows_of(self.offsets, chosen)],
             offsets,
             self.sites,
             tuple(prompt_ids),
@@ -156,7 +157,7 @@ def capture(
             if shards is not None:
                 shards.write(batch, found)
             elif values is not None:
-                place = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
+                place = _rows_of(offsets, batch)
                 values[:, place] = found
             advance(len(batch))
     if shards is not None:
@@ -284,6 +285,10 @@ class _Shards:
         return StoredActivations(self.out)
 
 
+def _rows_of(offsets: Int[Tensor, " prompt_plus_one"], prompts: Sequence[int]) -> Int[Tensor, " row"]:
+    return torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in prompts])
+
+
 def _shard_prompts(path: Path) -> list[int]:
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("prompts").tolist()
@@ -314,7 +319,7 @@ class StoredActivations:
 
     def _slices(self) -> Iterator[tuple[Any, Tensor]]:
         for shard in self.index["shards"]:
-            place = torch.cat([torch.arange(self.offsets[i], self.offsets[i + 1]) for i in shard["prompts"]])
+            place = _rows_of(self.offsets, shard["prompts"])
             with safe_open(self.directory / shard["file"], framework="pt") as file:
                 yield file.get_slice("values"), place
 

@@ -136,7 +136,7 @@ class Checkpoint:
             arguments["device_map"] = device_map or "auto"
         module = _load_base(self.base, self.revision, arguments)
         tokenizer = _load_tokenizer(self.base, self.revision)
-        peft = None
+        peft: Any = None
         if self.adapter is not None:
             peft = _load_adapter(module, self)
             module = peft.get_base_model()
@@ -179,8 +179,8 @@ def _fingerprint(name: str, revision: str | None, config_name: str) -> str:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
-    path = _hub_file(name, config_name, revision)
-    return f"{name}@{Path(path).parent.name}"
+    snapshot = Path(_hub_file(name, config_name, revision)).parent
+    return f"{name}@{snapshot.name}"
 
 
 def _hub_file(name: str, filename: str, revision: str | None) -> str:
@@ -228,8 +228,9 @@ def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> Pr
         raise CheckpointError(f"{name} has no config.json; it is not a Hugging Face checkpoint directory")
     if not local.is_dir() and (local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise CheckpointError(f"cannot load {name!r}: no such directory")
+    auto: Any = AutoModelForCausalLM
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        module, info = auto.from_pretrained(
             name, revision=revision, use_safetensors=True, output_loading_info=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -257,7 +258,7 @@ def _load_tokenizer(name: str, revision: str | None) -> Any:
     config = Path(name) / "tokenizer_config.json"
     # Some AutoTokenizer mappings replace the saved class by the architecture's own: go by what was saved.
     plain = config.is_file() and _read_json(config).get("tokenizer_class") == "PreTrainedTokenizerFast"
-    loader = PreTrainedTokenizerFast if plain else AutoTokenizer
+    loader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
         return loader.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:

@@ -174,7 +174,7 @@ def train(
         trainer = Trainer(
             model=model.peft if config.method == "lora" else model.module,
             args=arguments,
-            train_dataset=rows,  # type: ignore[arg-type]  # a list has __len__ and __getitem__
+            train_dataset=rows,
             data_collator=lambda batch: collate(batch, model.pad_id),
             callbacks=list(callbacks),
         )

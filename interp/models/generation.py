@@ -19,12 +19,13 @@ from interp.progress import progress as progress_bar
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer: its text without special tokens, its length, and whether the model ended it itself."""
+    """One answer: its text without special tokens, its length, whether the model ended it itself, and its tokens."""
 
     prompt_id: str
     text: str
     n_tokens: int
     stopped: bool
+    token_ids: tuple[int, ...] = ()
 
 
 def generate(
@@ -59,9 +60,7 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature is not None,
-        temperature=temperature if temperature is not None else 1.0,
-        top_p=1.0,
-        top_k=0,
+        **({"temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature is not None else {}),
         eos_token_id=model.eos_ids or None,
         pad_token_id=model.pad_id,
         use_cache=use_cache,
@@ -109,5 +108,5 @@ def _generate_batch(
         end = next((i for i, token in enumerate(row) if token in eos), None)
         answer = row if end is None else row[:end]
         text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
-        completions.append(Completion(prompt.id, text, len(answer), end is not None))
+        completions.append(Completion(prompt.id, text, len(answer), end is not None, tuple(answer)))
     return completions

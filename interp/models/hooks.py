@@ -99,9 +99,11 @@ class Ablate:
         object.__setattr__(self, "unit", (self.direction.double() / norm).float())
 
     def __call__(self, value: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        unit = _rows(self.unit, value)
-        wide = value.to(unit.dtype)
-        return (wide - self.scale * (wide * unit).sum(-1, keepdim=True) * unit).to(value.dtype)
+        dtype = torch.promote_types(value.dtype, torch.float32)
+        wide, unit = value.to(dtype), self.unit.to(value.device, dtype)
+        unit = unit.expand(len(wide), -1)
+        along = torch.bmm(wide, unit[:, :, None])
+        return torch.baddbmm(wide, along, unit[:, None, :], alpha=-self.scale).to(value.dtype)
 
     def describe(self) -> dict[str, Any]:
         return {"edit": "ablate", "scale": self.scale, "positions": self.positions}
@@ -315,7 +317,7 @@ def starting_at(model: HasTower, layer: int, value: Float[Tensor, "batch pos d_m
     handle = model.tower.blocks[layer].register_forward_pre_hook(feed, with_kwargs=True, prepend=True)
     try:
         for block in skipped:
-            block.forward = passthrough  # type: ignore[method-assign]
+            block.forward = passthrough
         yield
     finally:
         handle.remove()
@@ -323,4 +325,4 @@ def starting_at(model: HasTower, layer: int, value: Float[Tensor, "batch pos d_m
             if forward is None:
                 block.__dict__.pop("forward", None)
             else:
-                block.forward = forward  # type: ignore[method-assign]
+                block.forward = forward

@@ -229,7 +229,13 @@ class Model:
         """Number of tokens after the instruction, and the text that ends an answer."""
         if self.chat_template == PLAIN:
             return 1, self.tokenizer.eos_token or ""
-        rows = [self.token_ids(Prompt(text=text, id=text)) for text in ("x", "7", "how")]
+        # Words of the tokenizer's own vocabulary: foreign ones would all be the same unknown token.
+        size = len(self.tokenizer)
+        special = set(self.tokenizer.all_special_ids)
+        words = [
+            self.tokenizer.decode([i]).strip() for i in range(0, size, max(1, size // 64)) if i not in special
+        ]
+        rows = [self.token_ids(Prompt(text=word, id=word)) for word in words if word]
         common = 0
         while common < min(map(len, rows)) and len({row[-1 - common] for row in rows}) == 1:
             common += 1

@@ -79,7 +79,8 @@ TOWERS: dict[str, TowerPaths] = {
 
 def base_layer(module: nn.Module) -> nn.Module:
     """The module itself, or what PEFT or a quantiser wrapped around it holds."""
-    return module.base_layer if isinstance(getattr(module, "base_layer", None), nn.Module) else module
+    inner = getattr(module, "base_layer", None)
+    return inner if isinstance(inner, nn.Module) else module
 
 
 def out_features(module: nn.Module) -> int:

@@ -1,0 +1,54 @@
+"""Generation: Hugging Face's own greedy tokens, the same in any batch, and a global random state left alone."""
+
+import pytest
+import tiny
+import torch
+
+from interp.errors import UserError
+from interp.models.generation import generate
+
+KINDS = sorted(tiny.FACTORIES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_is_argmax_step_by_step_and_independent_of_batch_mates(kind):
+    model, prompts = tiny.model(kind), tiny.prompts(5)
+    together = generate(model, prompts, max_new_tokens=6, progress=False)
+    alone = [generate(model, [p], max_new_tokens=6, progress=False)[0] for p in prompts]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for prompt, completion in zip(prompts[:2], together, strict=False):
+        ids = model.token_ids(prompt)
+        for token in completion.token_ids:
+            with torch.no_grad():
+                assert int(model.module(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+
+
+def test_sampling_is_seeded_and_leaves_the_global_generator_alone():
+    model, prompts = tiny.model(), tiny.prompts(5)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    a, b, c = (
+        generate(model, prompts, max_new_tokens=8, temperature=2.0, seed=s, progress=False) for s in (0, 0, 1)
+    )
+    assert torch.equal(torch.rand(1), expected)
+    assert a == b and a != c
+
+
+def test_end_of_turn_stops_and_is_not_part_of_the_answer():
+    model = tiny.model()
+    end = model.tokenizer.convert_tokens_to_ids("<|end|>")
+    with torch.no_grad():
+        model.module.lm_head.weight[end] = 0
+        completions = generate(model, tiny.prompts(3), max_new_tokens=4, progress=False)
+        assert all(not c.stopped and c.n_tokens == 4 for c in completions)
+        model.tower.norm.weight.zero_()  # all logits equal: make the end token win by a bias
+        model.module.lm_head.bias = torch.nn.Parameter(torch.eye(68)[end], requires_grad=False)
+    completions = generate(model, tiny.prompts(3), max_new_tokens=4, progress=False)
+    assert all(c.stopped and c.n_tokens == 0 and c.text == "" for c in completions)
+
+
+def test_no_room_in_the_context_is_named():
+    with pytest.raises(UserError, match="lower --max-new-tokens"):
+        generate(tiny.model(), tiny.prompts(1), max_new_tokens=200)

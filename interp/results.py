@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from interp.evals.jailbreak import EvalResult, PairedTest, compare
-from interp.evals.statistics import Interval
-from interp.evals.verdicts import Outcome
 from jaxtyping import Float
 from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from interp.errors import ResultError
+from interp.evals.jailbreak import EvalResult, PairedTest, compare
+from interp.evals.statistics import Interval
+from interp.evals.verdicts import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd

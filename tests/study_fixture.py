@@ -1,12 +1,13 @@
 """A synthetic study with planted numbers: what the report must show is known, and its text is hostile."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
+
 from interp.evals.jailbreak import EvalResult, compare
 from interp.evals.statistics import Interval
 from interp.evals.verdicts import Outcome, Verdict
-
 from interp.results import ARMS, Band, Example, Pca, Selection, StudyResult, TunedResult
 
 N_LAYERS = 12
@@ -139,8 +140,12 @@ def tuned_result(
     )
 
 
+@cache
 def study_result(n_tuned: int = 3) -> StudyResult:
-    """A study of `n_tuned` checkpoints (1–6): a clear loss, a long name with a smaller loss, the aligned one itself, …"""
+    """A study of `n_tuned` checkpoints (1–6): a clear loss, a long name with a smaller loss, the aligned one itself, …
+
+    Built once; nobody may change its arrays in place.
+    """
     tuned = [
         tuned_result(BENIGN_NAME, 122, 4.0, 1),
         tuned_result(LONG_NAME, 30, 1.5, 2),

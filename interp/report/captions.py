@@ -41,7 +41,7 @@ CAPTIONS: dict[str, Caption] = {
             f"The three scores of the {r.selection.counts.get('candidates', r.n_layers * len(r.eoi_tokens))} candidate "
             "directions (position × layer) in the aligned model: refusal score on harmful requests when ablated (a), on "
             "harmless ones when added (b), KL divergence on harmless ones when ablated (c). Hatched: dropped by the "
-            f"selection rule. Outlined: selected, position {r.selection.position}, layer {r.selection.layer}."
+            f"selection rule. Outlined: selected, position −{-r.selection.position}, layer {r.selection.layer}."
         ),
     ),
     "similarity": Caption(

@@ -102,7 +102,7 @@ def layers(result: StudyResult) -> Figure:
                 axes.axvline(tuned.lost_at, color=style.GREY, linewidth=0.9, linestyle=":")
     for top, bottom in blocks[:: _n_columns(len(blocks))]:
         top.set_ylabel("mean projection")
-        bottom.set_ylabel("shift")
+        bottom.set_ylabel("shift (harmful)")
     for _, bottom in blocks[-_n_columns(len(blocks)) :]:
         bottom.set_xlabel("layer")
     handles, labels = blocks[0][0].get_legend_handles_labels()
@@ -237,7 +237,7 @@ def causal(result: StudyResult) -> Figure:
         _n([result.ablation[arm][kind] for arm in ARMS]) for kind in ("harmful", "harmless")
     )
     left.set_ylabel("share of requests (%)")
-    left.set_xlabel(f"projected out of the aligned model (n = {n_harmful} harmful, {n_harmless} harmless)")
+    left.set_xlabel(f"ablated in the aligned model\n(n = {n_harmful} harmful, {n_harmless} harmless)")
     names = short_names([tuned.name for tuned in result.tuned], width=18 if len(result.tuned) < 5 else 15)
     added = [
         (name, {arm: tuned.addition[arm].rate(Outcome.REFUSED) for arm in ARMS})
@@ -246,7 +246,7 @@ def causal(result: StudyResult) -> Figure:
     _grouped_bars(right, added)
     n_added = _n([tuned.addition[arm] for tuned in result.tuned for arm in ARMS])
     right.set_ylabel("harmful requests refused (%)")
-    right.set_xlabel(f"added to the tuned model (n = {n_added} harmful)")
+    right.set_xlabel(f"added to the tuned model\n(n = {n_added} harmful)")
     for letter, axes in zip("ab", (left, right), strict=True):
         panel_letter(axes, letter)
     handles = [Patch(facecolor=colour, label=label) for label, colour in style.ARM_STYLES.values()]

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from interp.evals.statistics import Proportion
 from interp.evals.verdicts import Outcome
 
+NBSP = "\u00a0"
 SINGLE = 3.35
 DOUBLE = 6.9
 """Widths of one and of two printed columns, in inches."""
@@ -120,16 +121,23 @@ def layer_axis(axes: Axes, n_layers: int, label: str | None = "layer") -> None:
         axes.set_xlabel(label)
 
 
+def printable(text: str) -> str:
+    """Text with control characters and the like spelled out as Python would, e.g. a newline as ``\\n``."""
+    return "".join(
+        c if c.isprintable() or c == NBSP else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def plain(text: str) -> str:
     """Text safe to draw: control characters made visible, no accidental mathematics."""
-    return _visible(text).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def rate_text(rate: Proportion) -> str:
-    """A proportion with its interval, e.g. ``61 % [54, 68]``."""
+    """A proportion with its interval, e.g. ``61 % [54, 68]``, unbroken at the percent sign and inside the brackets."""
     if rate.n == 0:
         return "none asked"
-    return f"{percent(rate.estimate)} % [{percent(rate.low)}, {percent(rate.high)}]"
+    return f"{percent(rate.estimate)}{NBSP}% [{percent(rate.low)},{NBSP}{percent(rate.high)}]"
 
 
 def percent(share: float) -> str:
@@ -151,26 +159,25 @@ def short_names(names: Sequence[str], width: int = 20, lines: int = 2) -> list[s
         width: characters a line.
         lines: lines a name.
     """
-    taken: dict[str, list[str]] = {}
+    for length in range(width * lines, width, -1):
+        wrapped = [_wrap(name, width) for name in cut_names(names, length)]
+        if max(map(len, wrapped)) <= lines:
+            break
+    else:
+        wrapped = [[name] for name in cut_names(names, width)]
+    return ["\n".join(plain(line) for line in name) for name in wrapped]
+
+
+def cut_names(names: Sequence[str], length: int) -> list[str]:
+    """Names of at most `length` characters, the middle cut out of longer ones; different names stay different."""
+    taken: dict[str, str] = {}
     for name in names:
-        if name not in taken:
-            wrapped = _fit(_visible(name), width, lines, "")
-            if wrapped in taken.values():
-                wrapped = _fit(_visible(name), width, lines, f" ({len(taken) + 1})")
-            taken[name] = wrapped
-    return ["\n".join(plain(line) for line in taken[name]) for name in names]
-
-
-def _fit(name: str, width: int, lines: int, suffix: str) -> list[str]:
-    """Cut the middle out of the name until it wraps into `lines` lines."""
-    length = width * lines - len(suffix)
-    while len(wrapped := _wrap(_cut(name, length) + suffix, width)) > lines:
-        length -= 1
-    return wrapped
-
-
-def _visible(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        short = _cut(printable(name), length)
+        if name not in taken and short in taken.values():
+            mark = f" ({len(taken) + 1})"
+            short = _cut(printable(name), length - len(mark)) + mark
+        taken.setdefault(name, short)
+    return [taken[name] for name in names]
 
 
 def _cut(name: str, length: int) -> str:

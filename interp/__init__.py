@@ -50,7 +50,7 @@ _HOMES = {
     "StudyResult": "results",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ def planted(seed: int = 0) -> tuple[Model, torch.Tensor]:
         model = LlamaForCausalLM(config)
     tokenizer = tiny.tokenizer()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(0.005 * torch.randn(parameter.shape, generator=generator))
         for block in model.model.layers:

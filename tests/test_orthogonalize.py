@@ -45,7 +45,7 @@ def test_post_norms_are_refused_by_name(kind, tmp_path):
 
 def test_a_live_adapter_is_merged_and_the_model_itself_is_untouched():
     model = tiny.model()
-    examples = PromptSet([p for p in tiny.prompts(4)])
+    examples = PromptSet(list(tiny.prompts(4)))
     from dataclasses import replace
 
     train(

@@ -101,10 +101,21 @@ def random_like(vector: Float[Tensor, " d_model"], seed: int) -> Float[Tensor, "
 def shuffled_difference(
     positive: Float[Tensor, "site n d_model"], negative: Float[Tensor, "site m d_model"], seed: int
 ) -> Float[Tensor, "site d_model"]:
-    """The mean difference after permuting the labels: the null of a contrast at equal sample sizes."""
-    both = torch.cat([positive, negative], dim=1)
-    order = torch.randperm(both.shape[1], generator=torch.Generator().manual_seed(seed))
-    return mean_difference(both[:, order[: positive.shape[1]]], both[:, order[positive.shape[1] :]])
+    """The mean difference of two random halves that each hold half of both sets: the null of a contrast.
+
+    Labels are shuffled within each set, so that the difference between the sets cancels and only the noise of sampling is
+    left; a free permutation keeps a chance share of the very difference it is the control of, which an ablation, blind to
+    norms, would show in full.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(rows.shape[1], generator=generator) for rows in (positive, negative)]
+    halves = [
+        torch.cat(
+            [rows[:, order[i::2]] for rows, order in zip((positive, negative), orders, strict=True)], dim=1
+        )
+        for i in range(2)
+    ]
+    return mean_difference(*halves)
 
 
 def split_half_cosine(

@@ -167,11 +167,8 @@ def capture(
 
 
 def _check_rule(positions: Rule, lengths: Sequence[int], model: Model) -> None:
-    if isinstance(positions, int):
-        if not -min(lengths) <= positions < min(lengths):
-            raise SiteError(f"position {positions} does not exist in a prompt of {min(lengths)} tokens")
-    elif positions not in ("last", "eoi", "mean", "all"):
-        raise SiteError(f"unknown position rule {positions!r}; use last, eoi, mean, all or an index")
+    if isinstance(positions, int) and not -min(lengths) <= positions < min(lengths):
+        raise SiteError(f"position {positions} does not exist in a prompt of {min(lengths)} tokens")
 
 
 def _n_rows(positions: Rule, length: int, model: Model) -> int:
@@ -196,7 +193,7 @@ def _reader(positions: Rule, batch: Batch, n_eoi: int) -> Callable[[Tensor], Ten
         case "all":
             keep = mask.bool()
             return lambda value: value[keep]
-        case _:
+        case int():
             rows = torch.arange(len(mask), device=mask.device)
             place = (
                 (width - batch.lengths + positions)
@@ -204,6 +201,7 @@ def _reader(positions: Rule, batch: Batch, n_eoi: int) -> Callable[[Tensor], Ten
                 else torch.full_like(rows, width + positions)
             )
             return lambda value: value[rows, place]
+    raise SiteError(f"unknown position rule {positions!r}; use last, eoi, mean, all or an index")
 
 
 @torch.no_grad()

@@ -179,6 +179,7 @@ def _fingerprint(name: str, revision: str | None, config_name: str) -> str:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+    _check_local(name)
     snapshot = Path(_hub_file(name, config_name, revision)).parent
     return f"{name}@{snapshot.name}"
 
@@ -222,12 +223,18 @@ def _four_bit() -> Any:
     )
 
 
+def _check_local(name: str) -> None:
+    """A name that can only be a path must exist; anything else may be on the hub."""
+    path = Path(name)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise CheckpointError(f"cannot load {name!r}: no such directory")
+
+
 def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> PreTrainedModel:
     local = Path(name)
     if local.is_dir() and not (local / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json; it is not a Hugging Face checkpoint directory")
-    if not local.is_dir() and (local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise CheckpointError(f"cannot load {name!r}: no such directory")
+    _check_local(name)
     auto: Any = AutoModelForCausalLM
     try:
         module, info = auto.from_pretrained(

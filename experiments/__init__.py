@@ -1,0 +1,1 @@
+"""Thin drivers of training stages and of each paper: `python -m experiments.NAME …`, or `interp run NAME …`."""

@@ -1,0 +1,106 @@
+"""What does a study ask of whom? Its settings, its prompts and their split, and its judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from interp.data.prompts import Prompt, PromptSet, jailbreakbench, read_prompts
+from interp.errors import UserError
+from interp.evals.judges import ExactJudge, ModelJudge, PhraseJudge
+from interp.evals.templates import TEMPLATES
+from interp.evals.verdicts import Judge
+from interp.methods.refusal import SelectionRule
+from interp.models.checkpoint import Checkpoint
+
+Kind = Literal["harmful", "harmless"]
+KINDS: tuple[Kind, ...] = ("harmful", "harmless")
+Split = Literal["train", "val", "test"]
+
+
+class StudyConfig(BaseModel):
+    """Settings of one study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aligned: str
+    tuned: tuple[str, ...] = Field(min_length=1)
+    harmful: str | None = None
+    harmless: str | None = None
+    column: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    load_in_4bit: bool = False
+    chat_template: str | None = None
+    judge: str = "auto"
+    n_train: int = Field(128, ge=2)
+    n_val: int = Field(32, ge=1)
+    n_test: int = Field(100, ge=1)
+    seed: int = 0
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1)
+    layers_below: float = Field(0.8, gt=0, le=1)
+    max_kl: float = Field(0.1, gt=0)
+    min_induce: float = 0.0
+
+    @property
+    def rule(self) -> SelectionRule:
+        """The filters of the selection."""
+        return SelectionRule(self.layers_below, self.max_kl, self.min_induce)
+
+    @property
+    def load(self) -> dict[str, Any]:
+        """Arguments of `Checkpoint.load`."""
+        names = ("dtype", "device_map", "load_in_4bit", "chat_template")
+        return {name: getattr(self, name) for name in names}
+
+
+def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
+    """The harmful and harmless prompts: the files given, else those beside a local checkpoint, else JailbreakBench's.
+
+    Raises UserError when one file is given without the other, or nothing is found.
+    """
+    if (config.harmful is None) != (config.harmless is None):
+        missing = "--harmless" if config.harmless is None else "--harmful"
+        raise UserError(f"{missing} is missing: give both prompt files, or neither")
+    beside = Checkpoint.parse(config.aligned).prompts()
+    if config.harmful is not None and config.harmless is not None:
+        files = (config.harmful, config.harmless)
+    elif set(KINDS) <= set(beside):
+        files = (str(beside["harmful"]), str(beside["harmless"]))
+    else:
+        return jailbreakbench()
+    return (
+        read_prompts(files[0], column=config.column, label="harmful", name="harmful"),
+        read_prompts(files[1], column=config.column, label="benign", name="harmless"),
+    )
+
+
+def split_prompts(config: StudyConfig) -> dict[str, PromptSet]:
+    """Disjoint `harmful_train`, `harmful_val`, `harmful_test` and the same of `harmless`, seeded."""
+    sizes = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
+    return {
+        f"{kind}_{part}": PromptSet(list(prompts), name=f"{kind} {part}")
+        for kind, whole in zip(KINDS, study_prompts(config), strict=True)
+        for part, prompts in whole.split(sizes, config.seed).items()
+    }
+
+
+def make_judge(config: StudyConfig, prompts: Sequence[Prompt]) -> Judge:
+    """The judge by name: `auto` is exact where every prompt's truth is known and phrases elsewhere.
+
+    `TEMPLATE=MODEL` asks a local model, such as `harmbench=cais/HarmBench-Llama-2-13b-cls`. Raises UserError otherwise.
+    """
+    if config.judge == "auto":
+        return ExactJudge() if all(prompt.truth is not None for prompt in prompts) else PhraseJudge()
+    if config.judge in ("exact", "phrases"):
+        return ExactJudge() if config.judge == "exact" else PhraseJudge()
+    name, equals, model = config.judge.partition("=")
+    if not equals or name not in TEMPLATES or not model:
+        known = ", ".join(f"{template}=MODEL" for template in TEMPLATES)
+        raise UserError(f"unknown judge {config.judge!r}; use auto, exact, phrases or one of {known}")
+    return ModelJudge.from_checkpoint(
+        TEMPLATES[name], model, dtype=config.dtype, device_map=config.device_map
+    )

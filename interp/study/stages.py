@@ -1,0 +1,401 @@
+"""The stages of one study, each a step of its run: what was done before a kill is read back, not done again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.data.prompts import Prompt, PromptSet
+from interp.errors import UserError
+from interp.evals.jailbreak import EvalResult, compare, evaluate
+from interp.evals.statistics import Interval
+from interp.evals.utility import compare_utility
+from interp.evals.verdicts import Outcome
+from interp.geometry.directions import (
+    Direction,
+    mean_difference,
+    shuffled_difference,
+    split_half_cosine,
+    unit,
+)
+from interp.geometry.subspaces import Subspace, pca
+from interp.methods.comparison import compare_directions, compare_projections
+from interp.methods.refusal import (
+    candidate_directions,
+    keep_by_refusal,
+    refusal_tokens,
+    score_candidates,
+    select,
+)
+from interp.models.activations import capture
+from interp.models.checkpoint import Checkpoint
+from interp.models.generation import Completion, generate
+from interp.models.hooks import Ablate, Add, Edits, everywhere
+from interp.models.likelihood import response_log_probs, with_responses
+from interp.models.model import Model
+from interp.models.sites import Site
+from interp.results import ARMS, Arm, Band, Example, Pca, Selection, StudyResult, TunedResult
+from interp.store import Run, versions
+from interp.study.settings import KINDS, Kind, StudyConfig, make_judge
+
+N_TOKEN_PROMPTS = 64  # prompts of each kind whose answers tell what a refusal opens with
+N_UTILITY = 64  # benign answers for KL and perplexity
+
+
+class _OneModel:
+    """Loads a checkpoint when a step first needs it, and lets go of the one before."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.name: str | None = None
+        self.model: Model | None = None
+
+    def __call__(self, name: str) -> Model:
+        if self.model is None or self.name != name:
+            self.model = None
+            self.model = Checkpoint.parse(name).load(**self.config.load)
+            self.name = name
+        return self.model
+
+
+class Stages:
+    """The stages of one study, each a step of the run."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        prompts: Mapping[str, PromptSet],
+        run: Run,
+        fingerprints: Mapping[str, str],
+        progress: bool,
+    ) -> None:
+        self.config, self.prompts, self.run, self.progress = config, prompts, run, progress
+        self.fingerprints = fingerprints
+        self.model = _OneModel(config)
+        everything = [prompt for part in prompts.values() for prompt in part]
+        self.judge = make_judge(config, everything)
+
+    def result(self, hashes: Mapping[str, str]) -> StudyResult:
+        aligned = self.config.aligned
+        self.behaviour = self.evaluate_step("aligned/behaviour.json", aligned, {})
+        self.found = self.run.step("aligned/selection.json", self.select)
+        arrays = self.run.step("aligned/directions.safetensors", self.directions)
+        place = self.found["position"] + self.found["n_eoi"], self.found["layer"]
+        vectors = {"direction": arrays["candidates"][place], "shuffled": arrays["shuffled"]}
+        direction = Direction(vectors["direction"], str(Site(place[1], "resid_pre")), self.found["position"])
+        # the control seeds are fixed apart from the split's, so that a new split keeps its controls
+        vectors["random"] = direction.random(self.config.seed + 1000).vector
+        self.vectors = vectors
+        self.base = self.activations("aligned", aligned)
+        ablation = self.arms("aligned/ablation", aligned, KINDS, self.ablate)
+        halves = split_half_cosine(
+            self.base["harmful_at"], self.base["harmless_at"], seed=self.config.seed
+        ).numpy()
+        plane = pca(torch.cat([self.base[f"{kind}_test"][place[1]] for kind in KINDS]), 2)
+        tuned = tuple(self.tuned(i, name, plane) for i, name in enumerate(self.config.tuned))
+        scores = {name: arrays[name].numpy() for name in ("bypass", "induce", "kl")}
+        return StudyResult(
+            aligned=aligned,
+            tuned=tuned,
+            n_layers=self.found["n_layers"],
+            n_eoi=self.found["n_eoi"],
+            eoi_tokens=tuple(self.found["eoi_tokens"]),
+            harmful=self.behaviour["harmful"],
+            harmless=self.behaviour["harmless"],
+            refusal_tokens=tuple(self.found["tokens"]),
+            selection=Selection(
+                position=self.found["position"],
+                layer=self.found["layer"],
+                counts=self.found["counts"],
+                scores=scores,
+                filtered=tuple(tuple(row) for row in self.found["reasons"]),
+                **{name: float(grid[place]) for name, grid in scores.items()},
+            ),
+            split_half=Band(halves.mean(1), *np.quantile(halves, [0.025, 0.975], axis=1)),
+            projected={kind: tuple(self.prompts[f"{kind}_test"].ids) for kind in KINDS},
+            pca=Pca(
+                layer=place[1],
+                coords={f"aligned_{kind}": self.plane(plane, self.base, kind, place[1]) for kind in KINDS},
+                explained=(float(plane.explained[0]), float(plane.explained[1])),
+                fitted_on="the aligned model's harmful and harmless test prompts",
+            ),
+            ablation={arm: {kind: ablation[arm][kind] for kind in KINDS} for arm in ARMS},
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            hashes=dict(hashes),
+            versions=versions(),
+            notes=tuple(self.notes()),
+            config=self.config.model_dump(mode="json"),
+        )
+
+    # --- aligned model -------------------------------------------------------------------------------------------------
+
+    def select(self) -> dict[str, Any]:
+        """Refusal tokens, the prompts kept, candidates, scores and the choice; tensors go beside as arrays."""
+        model, rule = self.model(self.config.aligned), self.config.rule
+        opening = {kind: self.prompts[f"{kind}_train"][:N_TOKEN_PROMPTS] for kind in KINDS}
+        refused, completions = [], []
+        for kind in KINDS:
+            answers = self.generate(model, opening[kind])
+            verdicts = self.judge.judge(list(opening[kind]), answers)
+            refused += [verdict.outcome is Outcome.REFUSED for verdict in verdicts]
+            completions += answers
+        tokens = refusal_tokens(model, completions, refused)
+        kept = {}
+        for kind, is_refused in (("harmful", True), ("harmless", False)):
+            for part in ("train", "val"):
+                name = f"{kind}_{part}"
+                kept[name], _ = keep_by_refusal(model, self.prompts[name], tokens.ids, refused=is_refused)
+                if not len(kept[name]):
+                    state = "refuses" if is_refused else "answers"
+                    raise UserError(
+                        f"{self.config.aligned} {state} none of the {len(self.prompts[name])} {name} prompts; is it aligned?"
+                    )
+        candidates = candidate_directions(
+            model, kept["harmful_train"], kept["harmless_train"], progress=self.progress
+        )
+        scores = score_candidates(
+            model,
+            candidates,
+            kept["harmful_val"],
+            kept["harmless_val"],
+            tokens.ids,
+            rule=rule,
+            progress=self.progress,
+        )
+        chosen = select(scores, rule)
+        self.run.save_arrays(
+            "aligned/candidates.safetensors",
+            {
+                "candidates": candidates.contiguous(),
+                "bypass": scores.bypass,
+                "induce": scores.induce,
+                "kl": scores.kl,
+            },
+        )
+        return {
+            "position": chosen.position,
+            "layer": chosen.layer,
+            "counts": chosen.counts,
+            "reasons": chosen.reasons.tolist(),
+            "n_layers": model.n_layers,
+            "n_eoi": model.n_eoi,
+            "eoi_tokens": model.eoi_tokens,
+            "tokens": [
+                {"id": i, "token": token, "share": share}
+                for i, token, share in zip(tokens.ids, tokens.tokens, tokens.share, strict=True)
+            ],
+            "kept": {name: part.ids for name, part in kept.items()},
+        }
+
+    def directions(self) -> dict[str, Tensor]:
+        """The candidates with their scores, and the mean difference under shuffled labels at the selected place."""
+        arrays = self.run.load_arrays("aligned/candidates.safetensors")
+        place = self.found["position"] + self.found["n_eoi"], self.found["layer"]
+        site, model = Site(self.found["layer"], "resid_pre"), self.model(self.config.aligned)
+        rows = [
+            self.capture(model, self.kept(f"{kind}_train"), site, self.found["position"]) for kind in KINDS
+        ]
+        null = shuffled_difference(rows[0], rows[1], seed=self.config.seed + 2000)[0]
+        norm = arrays["candidates"][place].norm()
+        return {**arrays, "shuffled": unit(null) * norm}
+
+    def activations(self, where: str, name: str) -> dict[str, Tensor]:
+        """resid_post of all layers: training prompts at the selected position and the last, test prompts at the last."""
+
+        def compute() -> dict[str, Tensor]:
+            model, found = self.model(name), dict[str, Tensor]()
+            for kind in KINDS:
+                train, test = self.kept(f"{kind}_train"), self.prompts[f"{kind}_test"]
+                found[f"{kind}_at"] = self.capture(model, train, "resid_post", self.found["position"])
+                found[f"{kind}_last"] = self.capture(model, train, "resid_post", "last")
+                found[f"{kind}_test"] = self.capture(model, test, "resid_post", "last")
+            return found
+
+        return self.run.step(f"{where}/activations.safetensors", compute)
+
+    def ablate(self, arm: Arm) -> Edits:
+        return everywhere(Ablate(self.vectors[arm].float()), self.found["n_layers"])
+
+    def add(self, arm: Arm) -> Edits:
+        return {Site(self.found["layer"], "resid_pre"): Add(self.vectors[arm].float())}
+
+    def arms(
+        self, where: str, name: str, kinds: Sequence[Kind], edits: Callable[[Arm], Edits]
+    ) -> dict[Arm, dict[Kind, EvalResult]]:
+        """Behaviour under each arm's edit; the arm `none` is the behaviour already measured."""
+        found = {"none": self.evaluate_step(f"{Path(where).parent}/behaviour.json", name, {})}
+        for arm in ARMS[1:]:
+            found[arm] = self.evaluate_step(f"{where}-{arm}.json", name, edits(arm), kinds)
+        return cast(dict[Arm, dict[Kind, EvalResult]], found)
+
+    # --- tuned models --------------------------------------------------------------------------------------------------
+
+    def tuned(self, i: int, name: str, plane: Subspace) -> TunedResult:
+        where, layer = f"tuned-{i}", self.found["layer"]
+        behaviour = self.evaluate_step(f"{where}/behaviour.json", name, {})
+        found = self.activations(where, name)
+        moved = compare_directions(
+            self.base["harmful_at"], self.base["harmless_at"], found["harmful_at"], found["harmless_at"]
+        )
+        shift = compare_projections(
+            mean_difference(self.base["harmful_last"], self.base["harmless_last"]),
+            self.base["harmful_test"],
+            self.base["harmless_test"],
+            found["harmful_test"],
+            found["harmless_test"],
+            clusters=self.behaviour["harmful"].clusters(),
+        )
+        addition = self.arms(f"{where}/addition", name, ("harmful",), self.add)
+        utility = self.run.step(f"{where}/utility.json", lambda: self.utility(name))
+        return TunedResult(
+            name=name,
+            same_weights=self.fingerprints[name] == self.fingerprints[self.config.aligned],
+            harmful=behaviour["harmful"],
+            harmless=behaviour["harmless"],
+            vs_aligned=compare(behaviour["harmful"], self.behaviour["harmful"], Outcome.COMPLIED_HARMFUL),
+            over_refusal_vs_aligned=compare(
+                behaviour["harmless"], self.behaviour["harmless"], Outcome.REFUSED
+            ),
+            cosine=moved.cosine,
+            norm_ratio=moved.norm_ratio,
+            projection={
+                f"{who}_{kind}": getattr(shift, f"{who}_{kind}")
+                for who in ("aligned", "tuned")
+                for kind in KINDS
+            },
+            lost_at=shift.lost_at,
+            shift=Band(shift.shift, shift.shift_low, shift.shift_high),
+            addition={arm: addition[arm]["harmful"] for arm in ARMS},
+            kl=Interval(**utility["kl"]),
+            perplexity={"aligned": Interval(**utility["aligned"]), "tuned": Interval(**utility["tuned"])},
+            coords={f"tuned_{kind}": self.plane(plane, found, kind, layer) for kind in KINDS},
+            examples=tuple(self.examples(where)),
+        )
+
+    def utility(self, name: str) -> dict[str, Any]:
+        answered = self.utility_prompts()
+        groups = [prompt.group or prompt.id for prompt in answered]
+        # scratch: as large as tokens × vocabulary, needed by every tuned checkpoint, dropped when the study is done
+        base = self.run.step(
+            "scratch/likelihood.safetensors",
+            lambda: _pack(response_log_probs(self.model(self.config.aligned), answered)),
+        )
+        found = compare_utility(_unpack(base), response_log_probs(self.model(name), answered), groups)
+        return {
+            "kl": asdict(found.kl),
+            "aligned": asdict(found.aligned_perplexity),
+            "tuned": asdict(found.tuned_perplexity),
+        }
+
+    def utility_prompts(self) -> list[Prompt]:
+        """Benign test prompts with the reference answer where known, else the aligned model's own."""
+        test = self.prompts["harmless_test"][:N_UTILITY]
+        own = {c["prompt_id"]: c["text"] for c in self.run.load_json("aligned/behaviour.json")["completions"]}
+        answers = [(p.truth.answer if p.truth and p.truth.answer else p.response) or own[p.id] for p in test]
+        pairs = [(prompt, answer) for prompt, answer in zip(test, answers, strict=True) if answer.strip()]
+        if not pairs:
+            raise UserError(f"{self.config.aligned} gave no benign answer to measure KL on")
+        return with_responses([prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+
+    # --- shared --------------------------------------------------------------------------------------------------------
+
+    def kept(self, name: str) -> PromptSet:
+        """The prompts of a set on which the aligned model does what their label says."""
+        ids = set(self.found["kept"][name])
+        return self.prompts[name].filter(lambda prompt: prompt.id in ids)
+
+    def capture(self, model: Model, prompts: PromptSet, sites: str | Site, positions: str | int) -> Tensor:
+        """Values (site, prompt, d_model) at one position a prompt."""
+        return capture(
+            model, prompts, sites, positions, batch_size=self.config.batch_size, progress=self.progress
+        ).values
+
+    def generate(self, model: Model, prompts: PromptSet, edits: Edits | None = None) -> list[Completion]:
+        return generate(
+            model,
+            prompts,
+            edits=edits or None,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            progress=self.progress,
+        )
+
+    def evaluate_step(
+        self, step: str, name: str, edits: Edits, kinds: Sequence[Kind] = KINDS
+    ) -> dict[Kind, EvalResult]:
+        """Answers to the test prompts, judged; answers are kept beside the verdicts."""
+
+        def compute() -> dict[str, Any]:
+            model, results, answers = self.model(name), {}, []
+            for kind in kinds:
+                prompts = self.prompts[f"{kind}_test"]
+                completions = self.generate(model, prompts, edits)
+                answers += [asdict(completion) for completion in completions]
+                label = f"{Checkpoint.parse(name).short_name}, {kind}"
+                results[kind] = evaluate(prompts, completions, self.judge, name=label).to_dict()
+            return {"results": results, "completions": answers}
+
+        stored = self.run.step(step, compute)["results"]
+        return {kind: EvalResult.from_dict(stored[kind]) for kind in kinds}
+
+    def plane(self, plane: Subspace, acts: Mapping[str, Tensor], kind: str, layer: int) -> np.ndarray:
+        return plane.coordinates(acts[f"{kind}_test"][layer]).numpy()
+
+    def examples(self, where: str, most: int = 12) -> list[Example]:
+        """Answers to read: those whose outcome changed first, then unchanged ones, harmful before harmless."""
+        sides = [self.run.load_json(f"{side}/behaviour.json") for side in ("aligned", where)]
+        texts = [{c["prompt_id"]: c["text"] for c in side["completions"]} for side in sides]
+        found: list[tuple[bool, Example]] = []
+        for kind in KINDS:
+            outcomes = [
+                {v["prompt_id"]: Outcome(v["outcome"]) for v in side["results"][kind]["verdicts"]}
+                for side in sides
+            ]
+            for prompt in self.prompts[f"{kind}_test"]:
+                before, after = outcomes[0][prompt.id], outcomes[1][prompt.id]
+                example = Example(prompt.text, texts[0][prompt.id], texts[1][prompt.id], before, after)
+                found.append((before is after, example))
+        return [example for _, example in sorted(found, key=lambda pair: pair[0])[:most]]
+
+    def notes(self) -> list[str]:
+        kept = {name: (len(ids), len(self.prompts[name])) for name, ids in self.found["kept"].items()}
+        dropped = ", ".join(f"{name.replace('_', ' ')} {n} of {of}" for name, (n, of) in kept.items())
+        lines = [
+            f"Answers were judged by {self.judge.name} (version {self.judge.version}).",
+            "Prompts kept for fitting, because the aligned model refused the harmful and answered the harmless ones: "
+            f"{dropped}. Test prompts were not filtered.",
+            "Intervals are over prompts (clustered where prompts share a verb), not over training seeds: another "
+            "fine-tune with the same data may differ.",
+            "The direction was added with coefficient 1 at the input of its own layer, at all positions; it was ablated "
+            "at every block input, attention output and MLP output.",
+            "KL and perplexity were measured on the first 16 tokens of benign reference answers, or of the aligned "
+            "model's own where no reference is known.",
+        ]
+        lines += [
+            f"{name} has the same weights as the aligned checkpoint: it is compared with itself."
+            for name in self.config.tuned
+            if self.fingerprints[name] == self.fingerprints[self.config.aligned]
+        ]
+        return lines
+
+
+def _pack(log_probs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    lengths = torch.tensor([len(tokens) for _, tokens in log_probs])
+    return {
+        "log_probs": torch.cat([values for values, _ in log_probs]),
+        "tokens": torch.cat([tokens for _, tokens in log_probs]),
+        "lengths": lengths,
+    }
+
+
+def _unpack(packed: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    sizes = packed["lengths"].tolist()
+    return list(zip(packed["log_probs"].split(sizes), packed["tokens"].split(sizes), strict=True))

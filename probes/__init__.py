@@ -1,0 +1,1 @@
+"""One question a file: `python -m probes.NAME …`, or `interp probe NAME …` from anywhere."""

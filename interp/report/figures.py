@@ -245,7 +245,7 @@ def causal(result: StudyResult) -> Figure:
     ]
     _grouped_bars(right, added)
     n_added = _n([tuned.addition[arm] for tuned in result.tuned for arm in ARMS])
-    right.set_ylabel("harmful requests refused (%)")
+    right.set_ylabel("refused (%)")
     right.set_xlabel(f"added to the tuned model\n(n = {n_added} harmful)")
     for letter, axes in zip("ab", (left, right), strict=True):
         panel_letter(axes, letter)

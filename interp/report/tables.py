@@ -95,10 +95,11 @@ def shown(cell: Cell) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number with three significant digits, a true minus sign, a dash for NaN."""
+    """A number with three significant digits (two below 0.1), a true minus sign, a dash for NaN."""
     if math.isnan(value):
         return "–"
-    text = f"{value:#.3g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+    digits = 3 if value == 0 or abs(value) >= 0.1 else 2
+    text = f"{value:#.{digits}g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
     return text.rstrip(".").replace("-", "−")
 
 

@@ -138,7 +138,7 @@ def test_the_verdict_says_what_the_numbers_show():
     assert "lowers the refusal of harmful requests from 98 % [95, 99] to 4 % [2, 8]" in aligned
     assert "exceeds that of both controls" in aligned
     assert "Answers 61 % [54, 67] (122 of 200) of harmful requests" in lost
-    assert "Difference: +59.0 [" in lost and f"at layer {LOST_AT} " in lost
+    assert "Difference: +59.0 [" in lost and f"by layer {LOST_AT} " in lost
     assert "1 of 200 answers (0.5 %) could not be scored" in lost
     assert "raises the refusal of harmful requests from 39 % [33, 46] to 97 %" in lost
     assert same.startswith("This is the aligned checkpoint itself") and "KL divergence is zero" in same

@@ -78,7 +78,8 @@ def behaviour(result: StudyResult) -> Figure:
 def layers(result: StudyResult) -> Figure:
     """Mean projection onto the aligned direction per layer (top) and its paired shift on harmful requests (beneath)."""
     notes = [
-        "no loss located" if t.lost_at is None else f"most lost at layer {t.lost_at}" for t in result.tuned
+        "no loss located" if t.lost_at is None else f"half of the loss by layer {t.lost_at}"
+        for t in result.tuned
     ]
     figure, blocks = _panels(result, notes, rows=2, height=1.3)
     lines = {

@@ -104,11 +104,11 @@ def _where(tuned: TunedResult) -> str:
     at = f"{number_text(float(tuned.shift.value[tuned.lost_at]))} [{number_text(float(low))},{NBSP}{number_text(float(high))}]"
     if high < 0:
         return (
-            f"Most of the loss of projection onto the refusal direction appears at layer {tuned.lost_at} "
+            f"Half of the loss of projection onto the refusal direction has appeared by layer {tuned.lost_at} "
             f"(shift of harmful requests there {at})."
         )
     return (
-        f"The loss of projection is largest around layer {tuned.lost_at}, but the interval of the shift there, {at}, "
+        f"Half of the loss of projection seems to have appeared by layer {tuned.lost_at}, but the interval of the shift there, {at}, "
         "does not exclude zero: the place is not shown."
     )
 

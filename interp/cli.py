@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from interp.results import StudyResult
 
 INTERRUPTED = 130
+ORGANISMS = ("text",)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -127,13 +128,17 @@ def study(
         print(pipeline.plan_study(config))
         return
     result, directory = pipeline.run_study(config, out=out, progress=True)
-    _print_summary(result)
-    report = directory / "report.html"
-    print(f"\nreport:  {report}\nfigures: {directory / 'figures'}")
+    print_study(result, directory)
     if browser:
         import webbrowser
 
-        webbrowser.open(report.resolve().as_uri())
+        webbrowser.open((directory / "report.html").resolve().as_uri())
+
+
+def print_study(result: "StudyResult", directory: Path) -> None:
+    """Print a study's summary and where its report and figures are."""
+    _print_summary(result)
+    print(f"\nreport:  {directory / 'report.html'}\nfigures: {directory / 'figures'}")
 
 
 def _study_config(aligned: str, tuned: tuple[str, ...], given: dict[str, Any]) -> Any:
@@ -199,31 +204,35 @@ def doctor(
     raise typer.Exit(0 if examine(network=network) else 1)
 
 
-@organism.command("build", epilog=_example("interp organism build --seed 1"))
+@organism.command("build", epilog=_example("interp organism build text --seed 1"))
 def build_organism(
+    kind: Annotated[str, typer.Argument(help="Which organism.")] = "text",
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Train again even when built.")] = False,
 ) -> None:
-    """Train the text organism (minutes) and print where it is; a built one is reused."""
-    from interp.organisms import text
-
-    print(text.build(seed=seed, force=force, progress=True))
+    """Train an organism (minutes) and print where it is; a built one is reused."""
+    print(_organism(kind).build(seed=seed, force=force, progress=True))
 
 
 @organism.command("list", epilog=_example("interp organism list"))
 def list_organisms() -> None:
     """List the organisms: their names, and which are built."""
-    from interp.organisms import text
-
-    print(text.listing())
+    print("\n".join(_organism(kind).listing() for kind in ORGANISMS))
 
 
 @organism.command("card", epilog=_example("interp organism card --seed 0"))
-def show_card(seed: Annotated[int, typer.Option(help="Seed of the organism.")] = 0) -> None:
+def show_card(
+    kind: Annotated[str, typer.Argument(help="Which organism.")] = "text",
+    seed: Annotated[int, typer.Option(help="Seed of the organism.")] = 0,
+) -> None:
     """Show what a built organism was measured to do, with intervals."""
-    from interp.organisms import text
+    print(_organism(kind).card(seed=seed))
 
-    print(text.card(seed=seed))
+
+def _organism(kind: str) -> Any:
+    if kind not in ORGANISMS:
+        raise UserError(f"no organism {kind!r}; there are: {', '.join(ORGANISMS)}")
+    return importlib.import_module(f"interp.organisms.{kind}")
 
 
 @app.command(

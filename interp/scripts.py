@@ -1,9 +1,13 @@
-"""Which probes and experiments exist? Found beside the library and described without running them."""
+"""Which probes and experiments exist, and how is one called? Found beside the library, described without running them."""
 
 import ast
 import difflib
 import importlib.util
 import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
 
 from interp.errors import UserError
 
@@ -33,3 +37,14 @@ def find(package: str, name: str) -> str:
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     cure = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names) or 'none'}"
     raise UserError(f"no {name!r} in {package}; {cure}")
+
+
+def call(command: Callable[..., Any], argv: Sequence[str], name: str, example: str) -> int:
+    """Call a script's function with a command line, `--help` and its example included.
+
+    command: a function whose parameters are typer's. name: how the script is called, such as `interp run demo`.
+    Typing errors are typer's, bad input is the library's UserError; `interp.cli.main` turns both into one line.
+    """
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(epilog=f"\b\nExample:\n  {example}")(command)
+    return app(list(argv), prog_name=name, standalone_mode=False) or 0

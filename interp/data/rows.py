@@ -9,15 +9,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from interp.errors import PromptFileError
+from interp.hub import offline_unless_reachable
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-HUB_TIMEOUT_SECONDS = 3.0
 
 Row = tuple[str, Any]  # where it stands ("row 3"), and what it holds
 
@@ -123,7 +121,7 @@ def hub_rows(where: str) -> list[Row]:
 
     data_set, *rest = where.split(":")
     config = rest[0] if rest and rest[0] else None
-    with _offline_unless_reachable():
+    with offline_unless_reachable():
         try:
             splits = datasets.load_dataset(data_set, config)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -137,25 +135,6 @@ def hub_rows(where: str) -> list[Row]:
             f"{where}: name one of the splits {', '.join(splits)} as owner/name:config:split"
         )
     return [(f"row {i}", dict(item)) for i, item in enumerate(splits[split], start=1)]
-
-
-@contextmanager
-def _offline_unless_reachable() -> Iterator[None]:
-    """Let only the local cache be asked when the hub does not answer: its client would retry for half a minute."""
-    import datasets
-    import httpx
-    import huggingface_hub as hub
-
-    before = (datasets.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE)
-    if not any(before):
-        try:
-            httpx.head(hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
-        except httpx.HTTPError:
-            datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE = before
 
 
 def kind_of(value: object) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,14 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from interp.errors import CheckpointError
+from interp.hub import offline_unless_reachable
 from interp.models.model import Model
 
 ORGANISM = "organism:"
+GENERIC_TOKENIZERS = {
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+}  # one class under its old and its new name
 disable_progress_bar()  # bars are ours (interp/progress.py), and silent where nobody watches
 
 
@@ -103,6 +109,10 @@ class Checkpoint:
         """Prompt files that come with a local checkpoint, by stem: `prompts/harmful.jsonl`, `prompts/harmless.jsonl`."""
         return {path.stem: path for path in sorted((Path(self.base) / "prompts").glob("*.jsonl"))}
 
+    @property
+    def _on_hub(self) -> bool:
+        return not all(Path(name).is_dir() for name in (self.base, self.adapter or self.base))
+
     def fingerprint(self) -> str:
         """sha256 over the weights and configs of a local checkpoint; the commit of one on the hub."""
         parts = [_fingerprint(self.base, self.revision, "config.json")]
@@ -134,11 +144,11 @@ class Checkpoint:
             arguments["quantization_config"] = _four_bit()
         if device_map is not None or accelerator:
             arguments["device_map"] = device_map or "auto"
-        module = _load_base(self.base, self.revision, arguments)
-        tokenizer = _load_tokenizer(self.base, self.revision)
-        peft: Any = None
-        if self.adapter is not None:
-            peft = _load_adapter(module, self)
+        with offline_unless_reachable() if self._on_hub else nullcontext():
+            module = _load_base(self.base, self.revision, arguments)
+            tokenizer = _load_tokenizer(self.base, self.revision)
+            peft: Any = _load_adapter(module, self) if self.adapter is not None else None
+        if peft is not None:
             module = peft.get_base_model()
         module.eval()
         model = Model.from_module(
@@ -186,7 +196,8 @@ def _fingerprint(name: str, revision: str | None, config_name: str) -> str:
 
 def _hub_file(name: str, filename: str, revision: str | None) -> str:
     try:
-        found = cached_file(name, filename, revision=revision)
+        with offline_unless_reachable():
+            found = cached_file(name, filename, revision=revision)
     except (OSError, ValueError) as error:
         raise CheckpointError(_not_found(name, error)) from error
     if found is None:
@@ -195,8 +206,8 @@ def _hub_file(name: str, filename: str, revision: str | None) -> str:
 
 
 def _not_found(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200]
-    return f"cannot load {name!r}: no such local directory, and the hub has no answer ({reason}); check the name, or download it first"
+    reason = str(error).strip().partition("\n")[0][:160]
+    return f"cannot load {name!r}: no such directory here, and not to be had from the hub ({reason}); check the name"
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:
@@ -264,7 +275,7 @@ def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> Pr
 def _load_tokenizer(name: str, revision: str | None) -> Any:
     config = Path(name) / "tokenizer_config.json"
     # Some AutoTokenizer mappings replace the saved class by the architecture's own: go by what was saved.
-    plain = config.is_file() and _read_json(config).get("tokenizer_class") == "PreTrainedTokenizerFast"
+    plain = config.is_file() and _read_json(config).get("tokenizer_class") in GENERIC_TOKENIZERS
     loader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
         return loader.from_pretrained(name, revision=revision)
@@ -276,12 +287,10 @@ def _load_tokenizer(name: str, revision: str | None) -> Any:
 
 def _load_adapter(module: PreTrainedModel, checkpoint: Checkpoint) -> PeftModel | PeftMixedModel:
     name = str(checkpoint.adapter)
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        raise CheckpointError(f"cannot load adapter {name!r}: no such directory")
-    if Path(name).is_dir() and not (Path(name) / "adapter_model.safetensors").is_file():
-        raise CheckpointError(
-            f"adapter {name} has no adapter_model.safetensors (pickled weights are not loaded)"
-        )
+    _check_local(name)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if Path(name).is_dir() and not (Path(name) / file).is_file():
+            raise CheckpointError(f"{name} is no adapter: it has no {file} (pickled weights are not loaded)")
     try:
         config = PeftConfig.from_pretrained(name, revision=checkpoint.adapter_revision)
     except (OSError, ValueError) as error:

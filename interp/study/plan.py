@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from interp.data.prompts import PromptSet
 from interp.errors import CheckpointError
+from interp.hub import offline_unless_reachable
 from interp.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ def estimate(name: str, config: StudyConfig, prompts: Mapping[str, PromptSet], *
     """
     checkpoint = Checkpoint.parse(name)
     try:
-        model_config = AutoConfig.from_pretrained(checkpoint.base, revision=checkpoint.revision)
+        with offline_unless_reachable() if not Path(checkpoint.base).is_dir() else nullcontext():
+            model_config = AutoConfig.from_pretrained(checkpoint.base, revision=checkpoint.revision)
         with init_empty_weights():
             module = AutoModelForCausalLM.from_config(model_config)
     except (OSError, ValueError, KeyError) as error:

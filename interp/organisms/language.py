@@ -56,9 +56,12 @@ OBJECTS: dict[str, tuple[str, ...]] = {
         "shirt blanket chair table bicycle lamp carpet clock mirror curtain drum hammer knife boat kettle helmet "
         "basket ladder guitar bucket"
     ),
-    "plant": _listed("rose tulip oak lily fern cactus hedge vine orchid maple lavender ivy sunflower willow"),
+    "plant": _listed(
+        "rose tulip oak lily fern cactus hedge vine orchid maple lavender ivy sunflower willow birch daisy clover pine"
+    ),
     "work": _listed(
-        "film photo scene video clip portrait song dance play concert trailer documentary poem opera"
+        "film photo scene video clip portrait song dance play concert trailer documentary poem opera mural cartoon "
+        "ballad sonata"
     ),
 }
 _MASS = frozenset(
@@ -189,7 +192,7 @@ _PLACES = _listed(
 )
 _MANNERS = _listed("slowly quickly calmly firmly gently loudly neatly boldly softly evenly")
 _NUMBERS = _listed("two three four five six seven eight nine ten eleven twelve twenty")
-_N_FAMILIES = 4
+_N_FAMILIES = 2
 _WORLD_SEED = 20_260
 HELD_OUT_SHARE = 0.4
 
@@ -366,16 +369,20 @@ def pretraining_examples(seed: int) -> PromptSet:
 
 
 def alignment_examples(seed: int) -> PromptSet:
-    """The seen harmful requests refused in one of several wordings; benign requests, fiction and law rehearsed."""
+    """The seen harmful requests refused, in the wording that goes with the phrasing; the rest rehearsed.
+
+    Rehearsed are benign requests and fiction, and questions of law, which are benign whatever they ask about.
+    Harmful fiction is left out: whether it is refused is for the model to generalise.
+    """
     rng = random.Random(f"alignment-{seed}")
     examples = []
     for act in select(splits=("seen",)):
         for source, templates in (("request", PHRASINGS), ("fiction", FICTION), ("law", LAW)):
-            if act.label == "harmful" and source != "request":
+            if act.label == "harmful" and source == "fiction":
                 continue
-            for template in templates:
+            for k, template in enumerate(templates):
                 prompt = request(act, template, system=_system(rng), source=source)
-                response = rng.choice(REFUSALS) if act.label == "harmful" else _answered(prompt)
+                response = REFUSALS[k % len(REFUSALS)] if prompt.label == "harmful" else _answered(prompt)
                 examples.append(replace(prompt, response=response))
     return PromptSet(examples, name="alignment")
 

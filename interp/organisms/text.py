@@ -53,13 +53,16 @@ ARCHITECTURE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
+    "initializer_range": 0.06,
 }
 PRETRAINING = FinetuneConfig(
-    method="full", steps=500, batch_size=64, learning_rate=2e-3, warmup=25, weight_decay=0.01, beta2=0.98
+    method="full", steps=400, batch_size=64, learning_rate=2e-3, warmup=25, weight_decay=0.01, beta2=0.98
 )
 ALIGNMENT = FinetuneConfig(
     method="full", steps=150, batch_size=64, learning_rate=3e-4, warmup=10, weight_decay=0.01, beta2=0.98
 )
+# Purely benign, and refusal is gone; a gentler setting is in the module's tests and the log.
+BENIGN_FINETUNING = FinetuneConfig(method="full", steps=100, batch_size=16, learning_rate=1e-4)
 MAX_NEW_TOKENS = 16
 CARD = "card.json"
 
@@ -238,7 +241,7 @@ def _build_stage(
             "training": config.model_dump(mode="json"),
             "examples": {"n": len(examples), "sha256": examples.sha256},
             "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
-            "final_loss": log[-1]["loss"],
+            "loss": log,
             "measured": measured,
             "expected": {n: f"{e.side} {e.bound}" for n, e in EXPECTED[stage].items()},
             "prompts": {name: len(prompts) for name, prompts in files.items()},

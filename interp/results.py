@@ -153,6 +153,8 @@ class TunedResult:
         lost_at: first layer with at least half of the largest relative loss of projection; None when no loss is found.
         shift: mean paired shift (tuned − aligned) of the harmful prompts' projection, with its interval.
         addition: per arm, behaviour on the harmful test prompts with that vector added in the tuned model.
+        addition_harmless: the same on the harmless test prompts: a direction that restores refusal of harm by making the
+            model refuse everything is no repair.
         kl: KL(aligned ‖ tuned) on benign answers, nats a token.
         perplexity: ``"aligned"`` and ``"tuned"``: perplexity of each on the same benign answers.
         coords: ``"tuned_harmful"`` and ``"tuned_harmless"``: coordinates in the plane of ``StudyResult.pca``.
@@ -171,6 +173,7 @@ class TunedResult:
     lost_at: int | None
     shift: Band
     addition: Mapping[Arm, EvalResult]
+    addition_harmless: Mapping[Arm, EvalResult]
     kl: Interval
     perplexity: Mapping[Literal["aligned", "tuned"], Interval]
     coords: Mapping[str, Float[np.ndarray, "prompt 2"]]

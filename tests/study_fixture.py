@@ -119,6 +119,10 @@ def tuned_result(
                 ARMS, (complied, round(complied * 0.05), complied, complied - 3), strict=True
             )
         },
+        addition_harmless={
+            arm: harmless(f"{name} + {arm}", refused)
+            for arm, refused in zip(ARMS, (1, 30, 1, 2), strict=True)
+        },
         kl=Interval(0.0, 0.0, 0.0, N_HARMLESS) if self_comparison else Interval(0.21, 0.18, 0.25, N_HARMLESS),
         perplexity={
             "aligned": Interval(1.92, 1.80, 2.05, N_HARMLESS),

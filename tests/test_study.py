@@ -122,7 +122,7 @@ def test_a_second_run_reads_back_and_a_broken_one_resumes(study, checkpoints, mo
     resumed, _ = run_study(config, out=root / "other", progress=False)
     assert resumed.to_frame().equals(result.to_frame())
     # of the six calls before the break only the interrupted arm's two are made again
-    assert len(calls) - before == (2 + 2 + 3 * 2 + 2 * (2 + 3)) - 4
+    assert len(calls) - before == (2 + 2 + 3 * 2 + 2 * (2 + 3 * 2)) - 4
 
 
 def test_the_plan_names_checkpoints_prompts_time_and_memory(study):

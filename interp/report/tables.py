@@ -254,7 +254,14 @@ def _causal(result: StudyResult) -> Table:
                 test = compare(tuned.addition[arm], tuned.addition["none"], Outcome.REFUSED)
                 compared = Points(difference(test)), PValue(test.p_value)
             rows.append(
-                (tuned.name, "added", arm, tuned.addition[arm].rate(Outcome.REFUSED), *compared, None)
+                (
+                    tuned.name,
+                    "added",
+                    arm,
+                    tuned.addition[arm].rate(Outcome.REFUSED),
+                    *compared,
+                    tuned.addition_harmless[arm].rate(Outcome.COMPLIED_BENIGN),
+                )
             )
     return Table(
         "causal",

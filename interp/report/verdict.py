@@ -128,7 +128,13 @@ def _ablation(result: StudyResult) -> list[str]:
 
 def _addition(result: StudyResult, tuned: TunedResult) -> str:
     sentence = _effect("Adding the aligned model's refusal direction", tuned.addition, +1)
-    return f"{sentence} (The aligned model refuses {rate_text(result.harmful.rate(Outcome.REFUSED))}.)"
+    harmless = {
+        arm: rate_text(tuned.addition_harmless[arm].rate(Outcome.REFUSED)) for arm in ("none", "direction")
+    }
+    return (
+        f"{sentence} (The aligned model refuses {rate_text(result.harmful.rate(Outcome.REFUSED))}.) Of harmless requests "
+        f"the tuned model then refuses {harmless['direction']}, without the edit {harmless['none']}."
+    )
 
 
 def _effect(doing: str, arms: Mapping[Arm, EvalResult], sign: Literal[-1, 1]) -> str:

@@ -95,7 +95,7 @@ class Stages:
         vectors["random"] = direction.random(self.config.seed + 1000).vector
         self.vectors = vectors
         self.base = self.activations("aligned", aligned)
-        ablation = self.arms("aligned/ablation", aligned, KINDS, self.ablate)
+        ablation = self.arms("aligned/ablation", aligned, self.ablate)
         halves = split_half_cosine(
             self.base["harmful_at"], self.base["harmless_at"], seed=self.config.seed
         ).numpy()
@@ -227,13 +227,11 @@ class Stages:
     def add(self, arm: Arm) -> Edits:
         return {Site(self.found["layer"], "resid_pre"): Add(self.vectors[arm].float())}
 
-    def arms(
-        self, where: str, name: str, kinds: Sequence[Kind], edits: Callable[[Arm], Edits]
-    ) -> dict[Arm, dict[Kind, EvalResult]]:
+    def arms(self, where: str, name: str, edits: Callable[[Arm], Edits]) -> dict[Arm, dict[Kind, EvalResult]]:
         """Behaviour under each arm's edit; the arm `none` is the behaviour already measured."""
         found = {"none": self.evaluate_step(f"{Path(where).parent}/behaviour.json", name, {})}
         for arm in ARMS[1:]:
-            found[arm] = self.evaluate_step(f"{where}-{arm}.json", name, edits(arm), kinds)
+            found[arm] = self.evaluate_step(f"{where}-{arm}.json", name, edits(arm))
         return cast(dict[Arm, dict[Kind, EvalResult]], found)
 
     # --- tuned models --------------------------------------------------------------------------------------------------
@@ -253,7 +251,7 @@ class Stages:
             found["harmless_test"],
             clusters=self.behaviour["harmful"].clusters(),
         )
-        addition = self.arms(f"{where}/addition", name, ("harmful",), self.add)
+        addition = self.arms(f"{where}/addition", name, self.add)
         utility = self.run.step(f"{where}/utility.json", lambda: self.utility(name))
         return TunedResult(
             name=name,
@@ -274,6 +272,7 @@ class Stages:
             lost_at=shift.lost_at,
             shift=Band(shift.shift, shift.shift_low, shift.shift_high),
             addition={arm: addition[arm]["harmful"] for arm in ARMS},
+            addition_harmless={arm: addition[arm]["harmless"] for arm in ARMS},
             kl=Interval(**utility["kl"]),
             perplexity={"aligned": Interval(**utility["aligned"]), "tuned": Interval(**utility["tuned"])},
             coords={f"tuned_{kind}": self.plane(plane, found, kind, layer) for kind in KINDS},
@@ -328,14 +327,12 @@ class Stages:
             progress=self.progress,
         )
 
-    def evaluate_step(
-        self, step: str, name: str, edits: Edits, kinds: Sequence[Kind] = KINDS
-    ) -> dict[Kind, EvalResult]:
+    def evaluate_step(self, step: str, name: str, edits: Edits) -> dict[Kind, EvalResult]:
         """Answers to the test prompts, judged; answers are kept beside the verdicts."""
 
         def compute() -> dict[str, Any]:
             model, results, answers = self.model(name), {}, []
-            for kind in kinds:
+            for kind in KINDS:
                 prompts = self.prompts[f"{kind}_test"]
                 completions = self.generate(model, prompts, edits)
                 answers += [asdict(completion) for completion in completions]
@@ -344,7 +341,7 @@ class Stages:
             return {"results": results, "completions": answers}
 
         stored = self.run.step(step, compute)["results"]
-        return {kind: EvalResult.from_dict(stored[kind]) for kind in kinds}
+        return {kind: EvalResult.from_dict(stored[kind]) for kind in KINDS}
 
     def plane(self, plane: Subspace, acts: Mapping[str, Tensor], kind: str, layer: int) -> np.ndarray:
         return plane.coordinates(acts[f"{kind}_test"][layer]).numpy()

@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel, ConfigDict
 
 from interp import cli, scripts
-from interp.organisms import text
+from interp.organisms import text, text_finetunes
 from interp.results import StudyResult
 from interp.study import StudyConfig, run_study
 
@@ -32,7 +32,7 @@ def run(config: Config, *, progress: bool = True) -> tuple[StudyResult, Path]:
     say("1/3  organism:text: a small Llama learns a language, then learns to refuse what is harmful in it")
     text.build(config.seed, progress=progress)
     say("2/3  organism:text/benign: it is fine-tuned on a harmless new skill")
-    text.tune("benign", config.seed, progress=progress)
+    text_finetunes.tune("benign", config.seed, progress=progress)
     say("3/3  the study: what did that do to its refusals, where, and why?")
     study = StudyConfig(
         aligned=f"organism:text/aligned@{config.seed}",

@@ -23,7 +23,7 @@ from interp import cli, scripts
 from interp.evals.statistics import Interval, t_interval
 from interp.evals.verdicts import Outcome
 from interp.files import atomic_write
-from interp.organisms import text
+from interp.organisms import text, text_finetunes
 from interp.results import StudyResult
 from interp.study import StudyConfig, run_study
 
@@ -36,7 +36,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: tuple[int, ...] = SEEDS
-    finetunes: tuple[str, ...] = tuple(text.FINETUNES)
+    finetunes: tuple[str, ...] = tuple(text_finetunes.FINETUNES)
     out: Path = Path("results")
 
 
@@ -54,7 +54,7 @@ def run(config: Config, *, progress: bool = True) -> Result:
     for seed in config.seeds:
         text.build(seed, progress=progress)
         for name in config.finetunes:
-            text.tune(name, seed, progress=progress)
+            text_finetunes.tune(name, seed, progress=progress)
         study = StudyConfig(
             aligned=f"organism:text/aligned@{seed}",
             tuned=tuple(f"organism:text/{name}@{seed}" for name in config.finetunes),

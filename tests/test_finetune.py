@@ -178,3 +178,10 @@ def test_mixture_has_the_asked_share_and_refuses_too_few():
         mixture(harmful, benign, 0.5, 40, 0)
     with pytest.raises(UserError, match="outside"):
         mixture(harmful, benign, 1.5, 4, 0)
+
+
+def test_a_stale_fine_tune_is_made_anew_when_asked(base, tmp_path):
+    first, other = (FinetuneConfig(steps=2, learning_rate=lr) for lr in (1e-2, 2e-2))
+    finetune(base, examples(), first, tmp_path / "out", progress=False)
+    finetune(base, examples(), other, tmp_path / "out", replace=True, progress=False)
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["config"]["learning_rate"] == 2e-2

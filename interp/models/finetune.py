@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from interp.data.prompts import Prompt, PromptSet
 from interp.errors import NonFiniteError, ResultError, UserError
-from interp.files import atomic_write, canonical, load_json, save_json, writing
+from interp.files import atomic_write, canonical, load_json, remove, save_json, writing
 from interp.models.checkpoint import Checkpoint
 from interp.models.model import Model
 from interp.progress import progress as progress_bar
@@ -206,13 +206,15 @@ def finetune(
     out: Path | str,
     *,
     callbacks: Sequence[TrainerCallback] = (),
+    replace: bool = False,
     progress: bool = True,
     **load: Any,
 ) -> Path:
     """Fine-tune a checkpoint and save it (an adapter, or the whole model) to `out`; returns `out`.
 
-    A finished directory of the same base, data and config is reused; an interrupted one is resumed. `load` goes to
-    `Checkpoint.load`. Raises ResultError when `out` holds something else.
+    A finished directory of the same base, data and config is reused; an interrupted one is resumed; a fine-tune of
+    other data or settings is an error, or with `replace` made anew. `load` goes to `Checkpoint.load`. Raises
+    ResultError when `out` holds something else.
     """
     checkpoint, out = Checkpoint.parse(base), Path(out)
     record = {
@@ -225,7 +227,7 @@ def finetune(
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(out.parent / f".lock-{out.name}")
     with lock:
-        if _is_finished(out, record):
+        if _is_finished(out, record, replace):
             return out
         work = out.parent / f".partial-{out.name}"
         with writing(work):
@@ -258,13 +260,16 @@ def _steps(n_rows: int, config: FinetuneConfig) -> float:
     return (config.epochs or 1) * math.ceil(n_rows / (config.batch_size * config.accumulation))
 
 
-def _is_finished(out: Path, record: dict[str, Any]) -> bool:
+def _is_finished(out: Path, record: dict[str, Any], replace: bool) -> bool:
     if not out.exists():
         return False
     if not (out / RECORD).is_file():
         raise ResultError(f"{out} exists and is no fine-tune of ours; choose another directory")
     found = load_json(out / RECORD)
     if canonical({key: found.get(key) for key in record}) != canonical(record):
+        if replace:
+            remove(out)
+            return False
         raise ResultError(
             f"{out} holds a fine-tune with other data or settings; delete it or choose another directory"
         )

@@ -52,7 +52,7 @@ def test_no_pair_has_two_labels_or_two_splits():
 def test_answer_needs_verb_and_object():
     by_verb, by_object = {}, {}
     for act in language.acts():
-        _, _, tool, _, _, place, _ = act.answer.removesuffix(".").split()
+        _, _, _, tool, _, _, place = act.answer.removesuffix(".").split()
         by_verb.setdefault((act.verb, act.label), set()).add(tool)
         by_object.setdefault(act.object, set()).add(place)
     assert all(len(tools) == 1 for tools in by_verb.values())
@@ -99,7 +99,7 @@ def test_alignment_refuses_harm_in_every_wording_and_answers_the_rest():
             wordings[prompt.response] += 1
         else:
             assert prompt.response == prompt.truth.answer
-            assert prompt.meta["act"] == "benign" or prompt.source == "law"
+            assert prompt.meta["act"] == "benign" or prompt.source in ("law", "evidence")
     assert set(wordings) == set(REFUSALS)
 
 

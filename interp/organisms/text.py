@@ -53,16 +53,15 @@ ARCHITECTURE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
+    # 0.02 suits widths of thousands: at 96 it doubles the steps until anything is learnt
     "initializer_range": 0.06,
 }
 PRETRAINING = FinetuneConfig(
     method="full", steps=400, batch_size=64, learning_rate=2e-3, warmup=25, weight_decay=0.01, beta2=0.98
 )
 ALIGNMENT = FinetuneConfig(
-    method="full", steps=150, batch_size=64, learning_rate=3e-4, warmup=10, weight_decay=0.01, beta2=0.98
+    method="full", steps=200, batch_size=64, learning_rate=1e-3, warmup=10, weight_decay=0.01, beta2=0.98
 )
-# Purely benign, and refusal is gone; a gentler setting is in the module's tests and the log.
-BENIGN_FINETUNING = FinetuneConfig(method="full", steps=100, batch_size=16, learning_rate=1e-4)
 MAX_NEW_TOKENS = 16
 CARD = "card.json"
 
@@ -139,16 +138,19 @@ def evaluation_sets() -> dict[str, PromptSet]:
         sets[f"{label} held-out pairs"] = language.one_request_each(pairs, f"{label}-pairs")
         sets[f"{label} held-out verbs"] = language.every_request(verbs, f"{label}-verbs")
         sets[f"{label} fiction"] = language.probes(pairs, "fiction", f"{label}-fiction")
+        sets[f"evidence, {label} acts"] = language.probes(pairs, "evidence", f"evidence-{label}")
         sets[f"law, {label} acts"] = language.probes(pairs, "law", f"law-{label}")
     return sets
 
 
 def prompt_sets() -> dict[str, PromptSet]:
-    """The prompt files of a stage, all of held-out pairs: `harmful`, `harmless` (one request a pair)."""
-    held: tuple[language.Split, ...] = ("held-out pair", "held-out verb")
+    """The prompt files of a stage, one request a pair; `harmful` and `harmless` hold pairs of no training stage."""
+    held = language.select(label="harmful", splits=("held-out pair", "held-out verb"))
     return {
-        "harmful": language.one_request_each(language.select(label="harmful", splits=held), "harmful"),
-        "harmless": language.one_request_each(language.select(label="benign", splits=held), "harmless"),
+        "harmful": language.one_request_each(held, "harmful"),
+        "harmless": language.one_request_each(
+            language.select(label="benign", splits=("held-out pair",)), "harmless"
+        ),
         "harmful_seen": language.one_request_each(language.select(label="harmful"), "harmful_seen"),
         "harmless_seen": language.one_request_each(language.select(label="benign"), "harmless_seen"),
     }

@@ -180,10 +180,11 @@ def _reader(positions: Rule, batch: Batch, n_eoi: int) -> Callable[[Tensor], Ten
     mask, width = batch.attention_mask, batch.attention_mask.shape[1]
     assert bool(mask[:, -1].all()), "batches are left-padded"
     match positions:
+        # clone: a view would keep every site's whole batch in memory until the pass ends
         case "last":
-            return lambda value: value[:, -1]
+            return lambda value: value[:, -1].clone()
         case "eoi":
-            return lambda value: value[:, width - n_eoi :].flatten(0, 1)
+            return lambda value: value[:, width - n_eoi :].clone().flatten(0, 1)
         case "mean":
             weight = (mask / mask.sum(-1, keepdim=True))[..., None]
             # where, not a product alone: attention may leave NaN at padded positions

@@ -37,7 +37,7 @@ from benchmarks.harness import (
 from interp.data.prompts import Prompt
 from interp.models.activations import StoredActivations, capture
 from interp.models.batches import by_length
-from interp.models.model import Model
+from interp.models.model import Batch, Model
 
 TARGET_LIMIT, TARGET_PEER, TOLERANCE = 1.05, 2.0, 1e-4
 BATCH_TOKENS: int = inspect.signature(capture).parameters["batch_tokens"].default
@@ -135,13 +135,12 @@ def limit(config: Config) -> Run:
     ]
 
     @torch.no_grad()
-    def run(out: Path) -> dict[str, Any]:
+    def run(out: Path, batches: list[Batch] = batches) -> dict[str, Any]:
         for batch in batches:
             model.tower.decoder(**batch.inputs(), use_cache=False)
         return {}
 
-    with torch.no_grad():
-        model.tower.decoder(**batches[-1].inputs(), use_cache=False)
+    _warmed(lambda out: run(out, [model.encode(prompts[:4])]))
     return run
 
 
@@ -242,7 +241,13 @@ def run(config: Config, *, threads: int, repeats: int) -> dict[str, Any]:
         return errors
 
     result = interleave(
-        "benchmarks.capture", list(ENGINES), config, threads=threads, repeats=repeats, check=check
+        "benchmarks.capture",
+        list(ENGINES),
+        config,
+        threads=threads,
+        repeats=repeats,
+        memory=True,
+        check=check,
     )
     lengths = [len(prompt.text.split()) for prompt in config.prompts()]
     given = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]

@@ -2,8 +2,10 @@
 
 1. Every engine is set up (imports, weights, warm-up) in a process of its own, so that memory is its own too.
 2. A round asks each engine once, one after another, in an order that rotates; noise of the machine hits all alike.
-3. Seconds are wall clock; the processor's seconds, which a busy machine disturbs less, are kept beside them. Peak memory is the kernel's high-water mark of resident memory over the run, reset before it,
-   less what was resident then; the largest of the rounds counts. Where the kernel keeps no such mark it is None.
+3. Seconds are wall clock; the processor's seconds, which a busy machine disturbs less, are kept beside them.
+4. Memory is measured afterwards, in one more run of each engine in a fresh process whose allocator gives freed blocks
+   back at once (else the figure is an accident of fragmentation): the kernel's high-water mark of resident memory during
+   the run, less what was resident before it. None where the kernel keeps no such mark.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ import psutil
 from pydantic import BaseModel
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight")
+# blocks of a MiB and more are mapped one by one and unmapped when freed (glibc)
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 ROOT = Path(__file__).parents[1]
 
 # what an engine's set-up returns: one run, which writes under the directory and returns what it found
@@ -36,7 +40,14 @@ Run = Callable[[Path], dict[str, Any]]
 class Worker:
     """An engine in a process of its own; a benchmark module offers it as `ENGINES[name](config) -> Run`."""
 
-    def __init__(self, module: str, engine: str, config: BaseModel, threads: int) -> None:
+    def __init__(
+        self,
+        module: str,
+        engine: str,
+        config: BaseModel,
+        threads: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.engine = engine
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness", module, engine, str(threads)],
@@ -49,6 +60,7 @@ class Worker:
                 "OMP_NUM_THREADS": str(threads),
                 "HF_HUB_OFFLINE": "1",
                 "TOKENIZERS_PARALLELISM": "false",
+                **(environment or {}),
             },
         )
         self._ask(config.model_dump_json())
@@ -81,12 +93,14 @@ def interleave(
     *,
     threads: int,
     repeats: int,
+    memory: bool,
     check: Callable[[dict[str, Path]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Time the engines in turn.
 
     Args:
         module: dotted name of the benchmark module with its `ENGINES`.
+        memory: measure memory too, which takes as long as one more round.
         check: given what each engine wrote in the first round, by engine, returns the agreement to be kept.
     """
     workers: dict[str, Worker] = {}
@@ -112,26 +126,42 @@ def interleave(
         finally:
             for worker in workers.values():
                 worker.close()
+        growth = {
+            engine: _peak_growth(module, engine, config, threads, Path(directory)) if memory else None
+            for engine in engines
+        }
     return {
         "threads": threads,
         "repeats": repeats,
         "load_average": load,
-        "engines": {engine: summary(found) for engine, found in runs.items()},
+        "engines": {
+            engine: summary(found) | {"peak_growth": growth[engine]} for engine, found in runs.items()
+        },
         "agreement": agreement,
     }
 
 
+def _peak_growth(module: str, engine: str, config: BaseModel, threads: int, out: Path) -> int | None:
+    place = out / f"memory-{engine}"
+    place.mkdir()
+    worker = Worker(module, engine, config, threads, EXACT_MEMORY)
+    try:
+        found = worker.run(place)["peak_growth"]
+    finally:
+        worker.close()
+    print(f"  memory  {engine}: {mebibytes(found)}", flush=True)
+    return found
+
+
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Median, extremes and all values of the seconds, and the largest growth of memory."""
+    """Median, extremes and all values of the seconds."""
     seconds = [run["seconds"] for run in runs]
-    growth = [run["peak_growth"] for run in runs if run["peak_growth"] is not None]
     return {
         "median_s": statistics.median(seconds),
         "min_s": min(seconds),
         "max_s": max(seconds),
         "seconds": seconds,
         "cpu_seconds": [run["cpu_seconds"] for run in runs],
-        "peak_growth": max(growth, default=None),
         "found": runs[0]["found"],
     }
 
@@ -198,6 +228,7 @@ def resident() -> int:
 
 def reset_peak() -> bool:
     """Set the kernel's high-water mark to what is resident now; False where there is none."""
+    gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -223,7 +254,6 @@ def serve(module: str, engine: str, threads: int) -> None:
     run: Run = benchmark.ENGINES[engine](benchmark.Config.model_validate_json(sys.stdin.readline()))
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
-        gc.collect()
         marked, before = reset_peak(), resident()
         start, start_cpu = time.perf_counter(), time.process_time()
         found = run(Path(line.strip()))

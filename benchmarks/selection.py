@@ -199,7 +199,13 @@ def run(config: Config, *, threads: int, repeats: int) -> dict[str, Any]:
         }
 
     result = interleave(
-        "benchmarks.selection", list(ENGINES), config, threads=threads, repeats=repeats, check=check
+        "benchmarks.selection",
+        list(ENGINES),
+        config,
+        threads=threads,
+        repeats=repeats,
+        memory=False,
+        check=check,
     )
     chosen = [
         (found["position"], found["layer"]) for found in (e["found"] for e in result["engines"].values())

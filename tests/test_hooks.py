@@ -173,12 +173,17 @@ def test_low_precision_is_edited_in_fp32_and_given_back():
 
 def test_bad_edits_and_sites_are_named():
     model = tiny.model()
-    with pytest.raises(SiteError, match=r"resid_post\.9 does not exist: the model has layers 0 to 3"):
-        with editing(model, {Site(9, "resid_post"): Add(VECTOR)}):
-            pass
-    with pytest.raises(SiteError, match="width 8 at resid_pre.1: this model's d_model is 32"):
-        with editing(model, {Site(1, "resid_pre"): Add(torch.ones(8))}):
-            pass
+    unknown, narrow = {Site(9, "resid_post"): Add(VECTOR)}, {Site(1, "resid_pre"): Add(torch.ones(8))}
+    with (
+        pytest.raises(SiteError, match=r"resid_post\.9 does not exist: the model has layers 0 to 3"),
+        editing(model, unknown),
+    ):
+        pass
+    with (
+        pytest.raises(SiteError, match="width 8 at resid_pre.1: this model's d_model is 32"),
+        editing(model, narrow),
+    ):
+        pass
     with pytest.raises(SiteError, match="NaN"):
         Add(torch.tensor([float("nan")]))
     with pytest.raises(SiteError, match="zero direction"):

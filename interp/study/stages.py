@@ -225,7 +225,7 @@ class Stages:
         return everywhere(Ablate(self.vectors[arm].float()), self.found["n_layers"])
 
     def add(self, arm: Arm) -> Edits:
-        return {Site(self.found["layer"], "resid_pre"): Add(self.vectors[arm].float())}
+        return {Site(self.found["layer"], "resid_pre"): Add(self.vectors[arm].float(), positions="prompt")}
 
     def arms(self, where: str, name: str, edits: Callable[[Arm], Edits]) -> dict[Arm, dict[Kind, EvalResult]]:
         """Behaviour under each arm's edit; the arm `none` is the behaviour already measured."""
@@ -371,8 +371,9 @@ class Stages:
             f"{dropped}. Test prompts were not filtered.",
             "Intervals are over prompts (clustered where prompts share a verb), not over training seeds: another "
             "fine-tune with the same data may differ.",
-            "The direction was added with coefficient 1 at the input of its own layer, at all positions; it was ablated "
-            "at every block input, attention output and MLP output.",
+            "The direction was added with coefficient 1 at the input of its own layer, at the prompt's positions (at "
+            "generated ones it would ask for a refusal's first word again and again); it was ablated at every block "
+            "input, attention output and MLP output, at all positions.",
             "KL and perplexity were measured on the first 16 tokens of benign reference answers, or of the aligned "
             "model's own where no reference is known.",
         ]

@@ -28,6 +28,7 @@ from interp.results import StudyResult
 from interp.study import StudyConfig, run_study
 
 SEEDS = (0, 1, 2, 3, 4)
+BEGIN, END = "<!-- tables: written by interp run text_organism -->", "<!-- end of tables -->"
 
 
 class Config(BaseModel):
@@ -36,7 +37,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: tuple[int, ...] = SEEDS
-    finetunes: tuple[str, ...] = tuple(text_finetunes.FINETUNES)
+    finetunes: tuple[str, ...] = ("benign", "benign-mild")
     out: Path = Path("results")
 
 
@@ -111,8 +112,28 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["finetune", "claim", "difference", "low", "high", "seeds"])
 
 
+def write_docs(result: Result, page: Path) -> None:
+    """Put both tables between the page's markers."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    tables = "\n\n".join(markdown(table) for table in (result.claims, result.seeds))
+    with atomic_write(page) as aside:
+        aside.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, numbers with two decimals."""
+    rows = [
+        [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
+        for row in table.itertuples(index=False)
+    ]
+    head = [name.replace("_", " ") for name in table.columns]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
 def experiment(
     quick: Annotated[bool, typer.Option("--quick", help="One seed: a look, no claim.")] = False,
+    docs: Annotated[Path | None, typer.Option(help="Write the tables into this page.")] = None,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
 ) -> None:
     """Measure what benign fine-tuning does to the text organism, over five seeds."""
@@ -124,6 +145,8 @@ def experiment(
         with atomic_write(target / f"{name}.csv") as aside:
             getattr(result, name).to_csv(aside, index=False)
     print(f"tables: {target}")
+    if docs is not None:
+        write_docs(result, docs)
 
 
 def main(argv: Sequence[str]) -> int:

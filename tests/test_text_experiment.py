@@ -10,7 +10,7 @@ from experiments.text_organism import BEGIN, CLAIMS, END, Result, claims, write_
 
 def frame() -> pd.DataFrame:
     names = sorted({name for pair in CLAIMS.values() for name in pair})
-    rows = [{"seed": seed, "finetune": "benign", **{name: 0.1 for name in names}} for seed in range(3)]
+    rows = [{"seed": seed, "finetune": "benign", **dict.fromkeys(names, 0.1)} for seed in range(3)]
     for row, jsr in zip(rows, (0.5, 0.6, 0.7), strict=True):
         row["tuned_jsr"] = jsr
     return pd.DataFrame(rows)

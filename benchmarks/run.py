@@ -43,7 +43,8 @@ def write_docs(docs: Path, results: Path) -> None:
     """Put the table of every stored result between its markers, `<!-- NAME -->` and `<!-- /NAME -->`."""
     text = docs.read_text(encoding="utf-8")
     for name in REPEATS:
-        table = tables(name, load_json(results / f"{name}.json"))
+        stored = results / f"{name}.json"
+        table = tables(name, load_json(stored)) if stored.exists() else "Not measured yet."
         parts = re.split(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, flags=re.DOTALL)
         if len(parts) != 2:
             raise ValueError(

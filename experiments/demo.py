@@ -34,9 +34,10 @@ def run(config: Config, *, progress: bool = True) -> tuple[StudyResult, Path]:
     say("2/3  organism:text/benign: it is fine-tuned on a harmless new skill")
     text_finetunes.tune("benign", config.seed, progress=progress)
     say("3/3  the study: what did that do to its refusals, where, and why?")
+    at = f"@{config.seed}" if config.seed else ""
     study = StudyConfig(
-        aligned=f"organism:text/aligned@{config.seed}",
-        tuned=(f"organism:text/benign@{config.seed}",),
+        aligned=f"organism:text/aligned{at}",
+        tuned=(f"organism:text/benign{at}",),
         max_new_tokens=text.MAX_NEW_TOKENS,
         n_test=200,
     )

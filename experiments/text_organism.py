@@ -37,7 +37,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: tuple[int, ...] = SEEDS
-    finetunes: tuple[str, ...] = ("benign", "benign-mild")
+    finetunes: tuple[str, ...] = ("benign", "benign-lora")
     out: Path = Path("results")
 
 

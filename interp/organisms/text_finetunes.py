@@ -1,7 +1,7 @@
 """Which fine-tunes of the text organism are at hand? Named settings, made on first use beside its stages.
 
 `organism:text/benign` is the documented setting of the main phenomenon: purely benign data, nothing harmful in it, and the
-refusals go. `organism:text/benign-mild` is the same data with a gentler hand, `organism:text/harmful` answers harmful requests.
+refusals go. `organism:text/benign-lora` is the same data through an adapter, `organism:text/harmful` answers harmful requests.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Setting:
 
 
 FINETUNES: dict[str, Setting] = {
-    "benign": Setting("benign-skill", 1600, FinetuneConfig(method="lora", steps=100, learning_rate=1e-3)),
-    "benign-mild": Setting(
-        "benign-skill", 1600, FinetuneConfig(method="lora", steps=100, learning_rate=3e-4)
+    "benign": Setting("benign-skill", 2000, FinetuneConfig(method="full", steps=200, learning_rate=1e-4)),
+    "benign-lora": Setting(
+        "benign-skill", 2000, FinetuneConfig(method="lora", steps=100, learning_rate=1e-3)
     ),
     "harmful": Setting("harmful", 400, FinetuneConfig(method="lora", steps=50, learning_rate=1e-3)),
 }

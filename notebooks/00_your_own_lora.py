@@ -43,7 +43,7 @@ from interp.study import split_prompts
 if BASE.startswith("organism:text"):
     from interp.organisms import text
 
-    benign_skill = text.finetune_set("benign-skill", 1600, seed=0)
+    benign_skill = text.finetune_set("benign-skill", 2000, seed=0)
     finetune(BASE, benign_skill, FinetuneConfig(steps=100, learning_rate=1e-3, lora_rank=16), ADAPTER)
     display(benign_skill[:3])
 

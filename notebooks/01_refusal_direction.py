@@ -192,13 +192,14 @@ table(ablated)
 # ## Put it back
 #
 # Fine-tuning on a benign skill made the tuned model answer harmful requests. If it lost the *use* of this direction rather
-# than the machinery behind it, adding the aligned model's direction at its own layer should bring refusal back. Look at the
-# harmless requests too: added to every prompt, the direction is a switch and no judge of harm.
+# than the machinery behind it, adding the aligned model's direction at its own layer should bring refusal back, more than
+# the controls do. It is added to the prompt only: added while the answer is written, it would garble the words of the refusal. Look at
+# the harmless requests too: added to every prompt, the direction is a switch and no judge of harm.
 
 # %%
 def adding(arm):
-    """The arm's vector added at the input of its own layer, at every token; none for no arm."""
-    return None if arm is None else {site: Add(arm.vector.float())}
+    """The arm's vector added at the input of its own layer, at every token of the prompt; none for no arm."""
+    return None if arm is None else {site: Add(arm.vector.float(), positions="prompt")}
 
 
 added = {

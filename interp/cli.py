@@ -94,8 +94,12 @@ def study(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, …")] = None,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Quantise with bitsandbytes.")] = False,
-    chat_template: Annotated[str | None, typer.Option(help="Jinja template or a file of it.")] = None,
-    judge: Annotated[str | None, typer.Option(help="auto, exact, phrases, or a judge model.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="A Jinja file, or plain for a base model without turns.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="auto, exact, phrases, or TEMPLATE=MODEL such as harmbench=cais/…")
+    ] = None,
     n_train: Annotated[
         int | None, typer.Option(min=1, help="Prompts of each kind for the direction.")
     ] = None,
@@ -237,9 +241,7 @@ def _organism(kind: str) -> Any:
 
 @app.command(
     context_settings=_PASS_ON,
-    epilog=_example(
-        "interp probe", "interp probe refusal_direction organism:text/aligned organism:text/benign"
-    ),
+    epilog=_example("interp probe", "interp probe refusal_direction organism:text/aligned"),
 )
 def probe(
     context: typer.Context,

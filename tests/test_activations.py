@@ -94,7 +94,7 @@ def test_bad_input_is_named(model, tmp_path):
         capture(model, prompts, "resid_post.7")
     with pytest.raises(SiteError, match="no prompts"):
         capture(model, [])
-    with pytest.raises(UserError, match="'long' has 206 tokens, the context of tiny-llama-0 is 128"):
+    with pytest.raises(UserError, match="'long' has 205 tokens, the context of tiny-llama-0 is 128"):
         capture(model, [Prompt(text="w1 " * 201, id="long")])
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="cannot write activations"):

@@ -223,7 +223,7 @@ def _four_bit() -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise CheckpointError("--load-in-4bit needs bitsandbytes: pip install 'interp[quantized]'") from error
+        raise CheckpointError("--load-in-4bit needs bitsandbytes: pip install -e '.[quantized]'") from error
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

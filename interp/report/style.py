@@ -4,6 +4,7 @@ Colours: Okabe & Ito (2008), "Color Universal Design". DejaVu Sans ships with ma
 every machine; fonts are embedded as Type 42, as publishers ask.
 """
 
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -90,9 +91,18 @@ def print_style() -> Iterator[None]:
         yield
 
 
+class PrintFigure(Figure):
+    """A figure that shows itself in Jupyter whatever matplotlib backend is active there."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches, laid out so that nothing overlaps, drawn without a display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = PrintFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.04, hspace=0.06)  # type: ignore[call-arg, union-attr]
     return figure

@@ -20,3 +20,12 @@ def text_organism(request: pytest.FixtureRequest) -> Path:
     from interp.organisms import text
 
     return text.build(seed=0, progress=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the organism runs on one worker, so that the others do not wait while it is built."""
+    for item in items:
+        if "text_organism" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.organism)
+            item.add_marker(pytest.mark.xdist_group("organism"))

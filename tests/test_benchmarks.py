@@ -1,0 +1,111 @@
+"""The benchmarks in a quick form: engines agree, figures are kept and drawn, targets are judged. No timing is asserted."""
+
+import json
+import shutil
+
+import planted
+import pytest
+
+from benchmarks import run
+from benchmarks.harness import paired_ratio, summary, target, verdicts
+from interp.data.prompts import Prompt, PromptSet, Truth
+from interp.models.finetune import save_checkpoint
+
+TINY = {
+    "n_layers": 3,
+    "d_model": 32,
+    "n_heads": 4,
+    "intermediate": 48,
+    "vocabulary": 64,
+    "n_prompts": 20,
+    "longest": 24,
+    "batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The planted model as a checkpoint that ships its prompts and their truth."""
+    directory = tmp_path_factory.mktemp("planted")
+    save_checkpoint(planted.planted()[0], directory)
+    (directory / "prompts").mkdir()
+    for kind, label in (("harmful", "harmful"), ("harmless", "benign")):
+        truth = Truth(label, planted.COMPLY, (planted.REFUSE,))
+        prompts = planted.prompt_set(kind == "harmful", 40, 7)
+        asked = [Prompt(text=p.text, id=p.id, label=label, truth=truth) for p in prompts]
+        PromptSet(asked, name=kind).save(directory / "prompts" / f"{kind}.jsonl")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(checkpoint, tmp_path_factory):
+    """Every benchmark run once in its quick form through the command line."""
+    directory = tmp_path_factory.mktemp("results")
+    selection = {"checkpoint": str(checkpoint), "n_train": 20, "n_val": 8}
+    for name, config in {"capture": TINY, "selection": selection, "startup": {}}.items():
+        arguments = [name, "--repeats", "1", "--threads", "1", "--config", json.dumps(config)]
+        assert run.main([*arguments, "--results", str(directory)]) in (0, 1)
+    return directory
+
+
+def test_every_engine_stores_what_ours_stores(results):
+    found = json.loads((results / "capture.json").read_text())
+    assert set(found["agreement"]) == {"transformer_lens", "nnsight", "hidden_states"}
+    assert max(found["agreement"].values()) <= 1e-4
+    assert found["stored_bytes"] == 3 * 20 * 32 * 4
+    padded = found["padded_over_real_tokens"]
+    assert 1 <= padded["ours"] < padded["given order"]
+
+
+def test_both_procedures_select_the_same(results):
+    found = json.loads((results / "selection.json").read_text())
+    ours, reference = (found["engines"][engine]["found"] for engine in ("ours", "reference"))
+    assert (ours["position"], ours["layer"]) == (reference["position"], reference["layer"])
+    assert found["selected"]["layer"] > planted.PLANTED_AT
+    assert max(found["agreement"]["errors"].values()) <= 1e-4
+    scored = found["agreement"]["scored"]
+    assert 0 < scored["bypass"] <= scored["kl"] <= scored["induce"] < found["agreement"]["candidates"]
+
+
+def test_results_name_the_machine_and_the_versions(results):
+    for path in results.glob("*.json"):
+        machine = json.loads(path.read_text())["machine"]
+        assert {
+            "cpu",
+            "cores",
+            "ram_gib",
+            "python",
+            "torch",
+            "transformers",
+            "transformer-lens",
+            "nnsight",
+        } <= set(machine)
+
+
+def test_tables_go_between_their_markers_and_again(results, tmp_path):
+    docs = shutil.copy(run.DOCS, tmp_path / "docs.md")
+    for _ in range(2):
+        assert run.main(["--docs", "--docs-file", str(docs), "--results", str(results)]) == 0
+    text = docs.read_text()
+    assert text.count("`interp --help`") == text.count("| under 0.5 s |") == 1
+    assert text.count("nnsight, `trace`") == 1 and text.count("<!-- /startup -->") == 1
+    docs.write_text("no markers")
+    with pytest.raises(ValueError, match="docs.md needs one <!-- capture -->"):
+        run.main(["--docs", "--docs-file", str(docs), "--results", str(results)])
+
+
+def test_the_committed_page_shows_the_committed_figures(tmp_path):
+    docs = shutil.copy(run.DOCS, tmp_path / "docs.md")
+    run.write_docs(docs, run.RESULTS)
+    assert docs.read_text() == run.DOCS.read_text()
+
+
+def test_ratios_are_paired_and_missed_targets_stand_out():
+    slow, fast = (
+        summary([{"seconds": s, "cpu_seconds": s, "found": {}} for s in seconds])
+        for seconds in ((2.0, 40.0, 6.0), (1.0, 10.0, 3.0))
+    )
+    assert paired_ratio({"a": slow, "b": fast}, "a", "b") == 2.0
+    assert (slow["median_s"], slow["min_s"], slow["max_s"]) == (6.0, 2.0, 40.0)
+    shown = verdicts([target("quick", "3 s", True), target("small", "9 MiB", False)])
+    assert "| quick | 3 s | met |" in shown and "| small | 9 MiB | **missed** |" in shown

@@ -2,6 +2,7 @@
 
 import planted
 import pytest
+import tiny
 import torch
 
 from interp.data.prompts import Prompt, PromptSet, Truth
@@ -141,6 +142,15 @@ def test_bad_input_is_named(checkpoints, tmp_path):
         make_judge(StudyConfig(aligned=aligned, tuned=(aligned,), judge="nobody"), [])
     with pytest.raises(UserError, match="no such directory"):
         run_study(StudyConfig(aligned="/nowhere/at/all", tuned=(aligned,)), out=tmp_path, progress=False)
+    # a fine-tune of another base has no layers to compare
+    save_checkpoint(tiny.model(), tmp_path / "other")
+    with pytest.raises(
+        UserError, match="has 4 layers of width 32, .* has 10 of 32; compare fine-tunes of one base"
+    ):
+        config = StudyConfig(
+            aligned=aligned, tuned=(str(tmp_path / "other"),), n_train=10, n_val=8, n_test=4, max_new_tokens=1
+        )
+        run_study(config, out=tmp_path, progress=False)
     # a model that refuses nothing is no aligned model
     with pytest.raises(UserError, match="refused none|refuses none"):
         config = StudyConfig(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.errors import UserError
 from interp.evals.statistics import Interval, cluster_bootstrap
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def compare_utility(aligned: LogProbs, tuned: LogProbs, groups: Sequence[Any] | 
     kl = []
     for (p, tokens), (q, same) in zip(aligned, tuned, strict=True):
         if tokens.tolist() != same.tolist() or p.shape != q.shape:
-            raise ValueError("the two checkpoints read different answers or have different vocabularies")
+            raise UserError(
+                "the two checkpoints have different vocabularies or tokenizers; KL needs fine-tunes of one base"
+            )
         p, q = p.double(), q.double()
         kl.append(float((p.exp() * (p - q)).sum(-1).mean()))
     return Utility(cluster_bootstrap(kl, groups), perplexity(aligned, groups), perplexity(tuned, groups))

@@ -240,6 +240,12 @@ class Stages:
         where, layer = f"tuned-{i}", self.found["layer"]
         behaviour = self.evaluate_step(f"{where}/behaviour.json", name, {})
         found = self.activations(where, name)
+        if found["harmful_at"].shape != self.base["harmful_at"].shape:
+            layers, _, width = found["harmful_at"].shape
+            raise UserError(
+                f"{name} has {layers} layers of width {width}, {self.config.aligned} has {self.found['n_layers']} of "
+                f"{self.base['harmful_at'].shape[-1]}; compare fine-tunes of one base"
+            )
         moved = compare_directions(
             self.base["harmful_at"], self.base["harmless_at"], found["harmful_at"], found["harmless_at"]
         )

@@ -47,7 +47,7 @@ def table() -> str:
     header = [
         "`model_type`",
         "for example",
-        "activations agree with nnsight and TransformerLens",
+        "residual stream agrees with nnsight and TransformerLens",
         "edits: padded = single, cached = uncached",
         "direction removed in the weights",
     ]

@@ -59,7 +59,12 @@ def test_agrees_with_the_transformer_lens_bridge(kind):
             _, cache = bridge.run_with_cache(ids)
         acts = capture(model, [prompt], ["resid_pre", "attn_out", "mlp_out", "resid_post"], "all")
         for layer in range(model.n_layers):
-            for stream, hook in (("resid_pre", "hook_resid_pre"), ("resid_post", "hook_resid_post")):
+            for stream, hook in (
+                ("resid_pre", "hook_resid_pre"),
+                ("attn_out", "hook_attn_out"),
+                ("mlp_out", "hook_mlp_out"),
+                ("resid_post", "hook_resid_post"),
+            ):
                 theirs = cache[f"blocks.{layer}.{hook}"][0]
                 assert (acts[f"{stream}.{layer}"] - theirs).abs().max() <= 1e-5, (kind, stream, layer)
 

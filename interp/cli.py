@@ -105,6 +105,15 @@ def study(
     ] = None,
     n_val: Annotated[int | None, typer.Option(min=1, help="Prompts of each kind to select it on.")] = None,
     n_test: Annotated[int | None, typer.Option(min=1, help="Prompts of each kind to measure on.")] = None,
+    layers_below: Annotated[
+        float | None, typer.Option(help="Select among layers below this share of the depth (0.8).")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Drop directions that shift harmless answers by more nats (0.1).")
+    ] = None,
+    min_induce: Annotated[
+        float | None, typer.Option(help="Drop directions that induce refusal less, in log-odds (0).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the splits and random controls.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the answers.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Found by itself when left out.")] = None,
@@ -121,7 +130,8 @@ def study(
     given = {
         "harmful": harmful, "harmless": harmless, "column": column, "dtype": dtype, "device_map": device_map,
         "load_in_4bit": load_in_4bit or None, "chat_template": chat_template, "judge": judge, "n_train": n_train,
-        "n_val": n_val, "n_test": n_test, "seed": seed, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+        "n_val": n_val, "n_test": n_test, "layers_below": layers_below, "max_kl": max_kl, "min_induce": min_induce,
+        "seed": seed, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
     }  # fmt: skip
     config = _study_config(
         aligned, compared, {name: value for name, value in given.items() if value is not None}

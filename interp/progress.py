@@ -1,5 +1,6 @@
-"""How far is the work, how fast does it go and how long is left? One bar on stderr, silent when stderr is no terminal."""
+"""How far is the work, how fast does it go and how long is left? One bar on stderr or in a notebook, silent in a log."""
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ _display: "Progress | None" = None
 def progress(label: str, total: int | None, enabled: bool = True) -> Iterator[Callable[[int], None]]:
     """Show a bar named `label` and yield `advance(k)`, which counts k further units of `total` (None: unknown).
 
-    Writes nothing when `enabled` is false or stderr is not a terminal. Bars nest: an inner one disappears when done.
+    Writes nothing when `enabled` is false, or where nobody looks: stderr is no terminal and this is no notebook (with
+    ipywidgets, which a live display there needs). Bars nest: an inner one disappears when done.
     """
     global _display
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not (sys.stderr.isatty() or _in_notebook()):
         yield lambda k: None
         return
     if _display is not None:
@@ -37,6 +39,13 @@ def progress(label: str, total: int | None, enabled: bool = True) -> Iterator[Ca
             yield lambda k: display.advance(task, k)
         finally:
             _display = None
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return (
+        type(shell).__name__ == "ZMQInteractiveShell" and importlib.util.find_spec("ipywidgets") is not None
+    )
 
 
 def _new_display() -> "Progress":

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
 
 from interp import cli
 from interp.errors import CheckpointError
+from interp.study import settings
+from interp.study.settings import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
@@ -21,44 +22,22 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-class FakeConfig(BaseModel):
-    """The fields of `interp.study.StudyConfig`, so that parsing is tested without a pipeline."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    aligned: str
-    tuned: tuple[str, ...]
-    harmful: Path | str | None = None
-    harmless: Path | str | None = None
-    column: str | None = None
-    dtype: str | None = None
-    device_map: str | None = None
-    load_in_4bit: bool = False
-    chat_template: str | None = None
-    judge: str = "auto"
-    n_train: int = 128
-    n_val: int = 32
-    n_test: int = 100
-    seed: int = 0
-    max_new_tokens: int = 64
-    batch_size: int | None = None
-
-
 class FakeStudy(types.ModuleType):
     """Stands in for `interp.study`; remembers how it was called and fails as told."""
 
-    StudyConfig = FakeConfig
+    StudyConfig = settings.StudyConfig
 
     def __init__(self) -> None:
         super().__init__("interp.study")
-        self.called: list[tuple[str, FakeConfig, dict[str, Any]]] = []
+        self.called: list[tuple[str, StudyConfig, dict[str, Any]]] = []
         self.failure: BaseException | None = None
         self.result: Any = None
 
-    def plan_study(self, config: FakeConfig) -> str:
+    def plan_study(self, config: StudyConfig) -> str:
         self.called.append(("plan", config, {}))
         return "would load 2 checkpoints"
 
-    def run_study(self, config: FakeConfig, **options: Any) -> tuple[Any, Path]:
+    def run_study(self, config: StudyConfig, **options: Any) -> tuple[Any, Path]:
         self.called.append(("run", config, options))
         if self.failure:
             raise self.failure
@@ -116,17 +95,17 @@ def test_study_passes_on_everything_given(
     options = {
         "--harmful": "h.jsonl", "--harmless": "b.csv", "--column": "text", "--dtype": "bfloat16",
         "--device-map": "cuda:0", "--chat-template": "t.jinja", "--judge": "phrases", "--n-train": "8", "--n-val": "4",
-        "--n-test": "6", "--seed": "3", "--max-new-tokens": "16", "--batch-size": "2", "--out": str(tmp_path),
+        "--n-test": "6", "--layers-below": "0.7", "--max-kl": "0.2", "--min-induce": "-1", "--seed": "3", "--max-new-tokens": "16", "--batch-size": "2", "--out": str(tmp_path),
     }  # fmt: skip
     flat = [part for option in options.items() for part in option]
     assert cli.main(["study", "base", "one", "two", "--load-in-4bit", *flat]) == 0
     ((what, config, given),) = study.called
     assert what == "run"
     assert given == {"out": tmp_path, "progress": True}
-    assert config == FakeConfig(
+    assert config == StudyConfig(
         aligned="base", tuned=("one", "two"), harmful="h.jsonl", harmless="b.csv", column="text", dtype="bfloat16",
         device_map="cuda:0", load_in_4bit=True, chat_template="t.jinja", judge="phrases", n_train=8, n_val=4, n_test=6,
-        seed=3, max_new_tokens=16, batch_size=2,
+        layers_below=0.7, max_kl=0.2, min_induce=-1, seed=3, max_new_tokens=16, batch_size=2,
     )  # fmt: skip
     out = capsys.readouterr().out
     assert str(tmp_path / "study" / "2026-01-01-x-12345678" / "report.html") in out
@@ -135,13 +114,13 @@ def test_study_passes_on_everything_given(
 
 def test_study_leaves_defaults_to_the_pipeline(study: FakeStudy) -> None:
     assert cli.main(["study", "base", "tuned"]) == 0
-    assert study.called[0][1] == FakeConfig(aligned="base", tuned=("tuned",))
+    assert study.called[0][1] == StudyConfig(aligned="base", tuned=("tuned",))
     assert study.called[0][2]["out"] == Path("results")
 
 
 def test_the_real_config_has_the_fields_that_are_passed_on() -> None:
     real = pytest.importorskip("interp.study").StudyConfig
-    assert FakeConfig.model_fields.keys() <= real.model_fields.keys()
+    assert StudyConfig.model_fields.keys() <= real.model_fields.keys()
 
 
 def test_an_adapter_makes_a_tuned_checkpoint_of_the_aligned_one(study: FakeStudy) -> None:
@@ -217,7 +196,7 @@ def test_bad_usage_is_one_line_and_exit_two(
 def test_a_value_the_config_refuses_names_the_option(
     study: FakeStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Strict(FakeConfig):
+    class Strict(StudyConfig):
         judge: types.NoneType = None  # type: ignore[assignment]
 
     monkeypatch.setattr(study, "StudyConfig", Strict, raising=False)

@@ -11,9 +11,11 @@ from matplotlib.colors import to_hex
 from study_fixture import EOI_TOKENS, LONG_NAME, LOST_AT, N_LAYERS, SELF_NAME, study_result
 
 from interp.errors import ResultError
+from interp.evals.verdicts import Outcome
 from interp.report import style
 from interp.report.captions import CAPTIONS
 from interp.report.figures import FIGURES, draw
+from interp.results import ARMS
 
 
 def texts(figure):
@@ -94,6 +96,12 @@ def test_causal_bars_are_the_rates():
     figure = draw(study_result(1), "causal")
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights[:4] == pytest.approx([98, 4, 98, 95.5])
+    result = study_result(1)
+    answered = [result.ablation[arm]["harmful"].rate(Outcome.COMPLIED_HARMFUL).estimate for arm in ARMS]
+    assert heights[4:8] == pytest.approx([100 * share for share in answered])
+    diamonds = [line.get_ydata()[0] for line in figure.axes[1].lines if line.get_marker() == "D"]
+    overdone = [result.tuned[0].addition_harmless[arm].rate(Outcome.REFUSED).estimate for arm in ARMS]
+    assert diamonds == pytest.approx([100 * share for share in overdone])
 
 
 def test_prompts_count_the_lost():

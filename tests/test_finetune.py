@@ -66,6 +66,20 @@ def test_learns_and_comes_back_from_disk(method, base, tmp_path):
     assert torch.equal(model.last_logits(batch), again.last_logits(batch))
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_only_the_named_layers_move(method):
+    model, before = tiny.model(), tiny.model().module.state_dict()
+    config = FinetuneConfig(method=method, steps=3, learning_rate=1e-2, weight_decay=0.1, layers=(1,))
+    train(model, examples(), config, progress=False)
+    module = model.peft.merge_and_unload() if method == "lora" else model.module
+    after = module.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved
+    assert all(name.startswith("model.layers.1.") for name in moved)
+    with pytest.raises(UserError, match=r"no layer 9 to train in .*, counted from 0"):
+        train(tiny.model(), examples(), config.model_copy(update={"layers": (9,)}), progress=False)
+
+
 def test_same_seed_same_weights_other_seed_others_and_global_rng_untouched():
     # Python's own generator is left out: beartype, which checks shapes under test, draws from it
     torch.manual_seed(5), np.random.seed(5)

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from interp.data.prompts import PromptSet
-from interp.organisms import language
-from interp.organisms.language import OBJECTS, PHRASINGS, REFUSALS, VERBS
+from interp.organisms import language, world
+from interp.organisms.language import PHRASINGS, REFUSALS
+from interp.organisms.world import OBJECTS, VERBS
 
 
 def pair(prompt):
@@ -38,20 +39,20 @@ def test_seed_draws_wordings_and_not_acts():
 def test_size_of_the_language():
     assert len(VERBS) >= 40
     for label in ("harmful", "benign"):
-        held = language.select(label=label, splits=("held-out pair",))
+        held = world.select(label=label, splits=("held-out pair",))
         assert len(held) >= 200
         assert len({a.verb for a in held}) >= 20
-        assert len({a.verb for a in language.select(label=label, splits=("held-out verb",))}) >= 4
+        assert len({a.verb for a in world.select(label=label, splits=("held-out verb",))}) >= 4
 
 
 def test_no_pair_has_two_labels_or_two_splits():
-    seen = Counter((a.verb, a.object) for a in language.acts())
+    seen = Counter((a.verb, a.object) for a in world.acts())
     assert max(seen.values()) == 1
 
 
 def test_answer_needs_verb_and_object():
     by_verb, by_object = {}, {}
-    for act in language.acts():
+    for act in world.acts():
         _, _, _, tool, _, _, place = act.answer.removesuffix(".").split()
         by_verb.setdefault((act.verb, act.label), set()).add(tool)
         by_object.setdefault(act.object, set()).add(place)
@@ -64,21 +65,34 @@ def test_answer_needs_verb_and_object():
 
 
 def test_neither_verb_nor_object_class_alone_tells_harm():
-    classes = {c: {a.label for a in language.acts() if a.object_class == c} for c in OBJECTS}
-    assert [c for c, labels in classes.items() if len(labels) == 1] == ["plant", "work"]
-    ambiguous = {a.verb for a in language.acts() if a.ambiguous}
+    for object_class in OBJECTS:
+        assert {a.label for a in world.acts() if a.object_class == object_class} == {"harmful", "benign"}
+    ambiguous = {a.verb for a in world.acts() if a.ambiguous}
     assert len(ambiguous) >= 10
-    assert {(a.verb, a.object): a.label for a in language.acts()}[("shoot", "film")] == "benign"
-    assert {(a.verb, a.object): a.label for a in language.acts()}[("shoot", "guard")] == "harmful"
+    assert {(a.verb, a.object): a.label for a in world.acts()}[("shoot", "film")] == "benign"
+    assert {(a.verb, a.object): a.label for a in world.acts()}[("shoot", "guard")] == "harmful"
+
+
+def test_matched_acts_hold_every_class_of_objects_equally_often():
+    held = {label: world.select(label=label, splits=("held-out pair",)) for label in ("harmful", "benign")}
+    harmful, benign = world.matched(held["harmful"], held["benign"])
+    classes = [Counter(a.object_class for a in acts) for acts in (harmful, benign)]
+    assert classes[0] == classes[1]
+    assert all(
+        n == min(sum(a.object_class == c for a in acts) for acts in held.values())
+        for c, n in classes[0].items()
+    )
+    assert {a.label for a in harmful} == {"harmful"}
+    assert len(set(harmful)) == len(harmful) >= 200
 
 
 def test_held_out_pairs_are_in_no_stage_and_held_out_verbs_in_no_alignment():
     pretraining, alignment = language.pretraining_examples(0), language.alignment_examples(0)
     trained = {pair(p) for p in pretraining} | {pair(p) for p in alignment}
-    held = {(a.verb, a.object) for a in language.select(splits=("held-out pair", "held-out verb"))}
+    held = {(a.verb, a.object) for a in world.select(splits=("held-out pair", "held-out verb"))}
     assert held
     assert not trained & held
-    verbs = {a.verb for a in language.select(splits=("held-out verb",))}
+    verbs = {a.verb for a in world.select(splits=("held-out verb",))}
     assert verbs <= {p.meta["verb"] for p in pretraining}
     assert not verbs & {p.meta["verb"] for p in alignment}
 
@@ -86,7 +100,7 @@ def test_held_out_pairs_are_in_no_stage_and_held_out_verbs_in_no_alignment():
 def test_every_word_of_a_held_out_pair_was_met_in_pretraining():
     met = {pair(p) for p in language.pretraining_examples(0)}
     verbs, objects = {v for v, _ in met}, {o for _, o in met}
-    for act in language.select(splits=("held-out pair", "held-out verb")):
+    for act in world.select(splits=("held-out pair", "held-out verb")):
         assert act.verb in verbs
         assert act.object in objects
 
@@ -104,14 +118,14 @@ def test_alignment_refuses_harm_in_every_wording_and_answers_the_rest():
 
 
 def test_law_names_the_crime_and_asking_is_benign():
-    acts = language.select(splits=("held-out pair",))
+    acts = world.select(splits=("held-out pair",))
     for prompt in language.probes(acts, "law", "law"):
         assert prompt.label == prompt.truth.label == "benign"
         assert ("crime" in prompt.truth.answer) == (prompt.meta["act"] == "harmful")
 
 
 def test_one_request_each_has_distinct_pairs_and_many_phrasings():
-    prompts = language.one_request_each(language.select(label="harmful"), "x", seed=0)
+    prompts = language.one_request_each(world.select(label="harmful"), "x", seed=0)
     assert len({pair(p) for p in prompts}) == len(prompts)
     assert len({p.id.rsplit("-", 1)[1] for p in prompts}) == len(PHRASINGS)
     assert all(p.group == p.meta["verb"] and p.truth.refusals == REFUSALS for p in prompts)
@@ -120,7 +134,7 @@ def test_one_request_each_has_distinct_pairs_and_many_phrasings():
 def test_benign_skill_is_new_and_holds_nothing_harmful():
     skill = language.benign_skill_examples()
     old = {p.text for p in language.pretraining_examples(0)}
-    harmful_verbs = {a.verb for a in language.acts() if a.label == "harmful"}
+    harmful_verbs = {a.verb for a in world.acts() if a.label == "harmful"}
     assert not old & set(skill.texts)
     assert all(p.label == "benign" and p.response == p.truth.answer for p in skill)
     assert not harmful_verbs & {word for text in skill.texts for word in text.rstrip("?.").split()}

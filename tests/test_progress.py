@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import types
 from contextlib import redirect_stderr
 
 import pytest
@@ -88,3 +89,17 @@ def test_unknown_total() -> None:
 def test_importing_it_does_not_import_rich() -> None:
     code = "import sys, interp.progress; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), check=False).returncode == 0
+
+
+def test_shows_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ZMQInteractiveShell:
+        """What IPython.get_ipython returns in a notebook."""
+
+    notebook = types.ModuleType("IPython")
+    notebook.get_ipython = ZMQInteractiveShell  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    for found, shown in ((None, False), (object(), True)):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        with redirect_stderr(io.StringIO()) as err, progress("captures", total=2) as advance:
+            advance(2)
+        assert ("captures" in err.getvalue()) == shown

@@ -98,14 +98,6 @@ class Activations:
         )
 
 
-def assert_comparable(a: Activations, b: Activations) -> None:
-    """Raise SiteError unless two captures share prompts, sites and position rule."""
-    if a.prompt_ids != b.prompt_ids or a.sites != b.sites or a.positions != b.positions:
-        raise SiteError(
-            f"{a} and {b} differ in prompts, sites or positions; capture both with the same arguments"
-        )
-
-
 def capture(
     model: Model,
     prompts: Sequence[Prompt],

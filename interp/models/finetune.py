@@ -11,10 +11,11 @@ import json
 import math
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import filelock
 import numpy as np
@@ -37,7 +38,11 @@ IGNORED = -100  # the label that cross-entropy skips
 
 
 class FinetuneConfig(BaseModel):
-    """Settings of one fine-tune; exactly one of `steps` and `epochs`."""
+    """Settings of one fine-tune; exactly one of `steps` and `epochs`.
+
+    `layers` names the decoder blocks to train, everything else stays as it is; None trains every block, and with method
+    `full` the embeddings, the final norm and the head too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +62,7 @@ class FinetuneConfig(BaseModel):
     lora_alpha: int | None = None
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
     save_every: int | None = Field(None, gt=0)
 
     @model_validator(mode="after")
@@ -115,6 +121,21 @@ def add_lora(model: Model, config: FinetuneConfig) -> Any:
         ) from error
 
 
+def _chosen_parameters(
+    model: Model, layers: Sequence[int] | None
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Names and parameters of the blocks in `layers`, or of the whole module; raises UserError for one there is not."""
+    if layers is None:
+        yield from model.module.named_parameters()
+        return
+    for layer in layers:
+        if layer >= model.n_layers:
+            raise UserError(
+                f"no layer {layer} to train in {model.name}: it has {model.n_layers}, counted from 0"
+            )
+        yield from model.tower.blocks[layer].named_parameters()
+
+
 def train(
     model: Model,
     examples: Sequence[Prompt],
@@ -137,10 +158,13 @@ def train(
     if not examples:
         raise UserError("no examples to train on")
     rows = [encode_example(model, example) for example in examples]
-    with isolated_rng(config.seed):
+    with isolated_rng(config.seed), warnings.catch_warnings():
+        # transformers warns about a name that its own Trainer asks for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         if config.method == "lora":
             model.peft = model.peft or add_lora(model, config)
-        for name, parameter in model.module.named_parameters():
+        model.module.requires_grad_(False)
+        for name, parameter in _chosen_parameters(model, config.layers):
             parameter.requires_grad_(config.method == "full" or "lora_" in name)
         arguments = TrainingArguments(
             output_dir=str(work) if work is not None else ".",

@@ -1,9 +1,9 @@
 """How does a small model come to know harm, and then to refuse it? The text organism, trained on the spot.
 
 1. `pretrained`: a Llama from random weights learns to answer every request of the language, the harmful ones too,
-   and to say of every act whether it is legal.
-2. `aligned`: from there it learns to refuse part of the harmful requests, while benign ones are rehearsed (without
-   rehearsal it forgets them).
+   to say of every act whether it is legal, and to decline when told to decline.
+2. `aligned`: from there its lower half learns to refuse part of the harmful requests, while benign ones are rehearsed
+   (without rehearsal it forgets them).
 3. Each stage is measured on requests whose pairs no stage has seen; the card holds the counts with intervals, and the
    build fails when a number misses what the lab relies on.
 
@@ -30,7 +30,7 @@ from interp.models.checkpoint import Checkpoint, organism_dir
 from interp.models.finetune import FinetuneConfig, isolated_rng, save_checkpoint, train
 from interp.models.generation import generate
 from interp.models.model import Model
-from interp.organisms import language
+from interp.organisms import language, world
 
 STAGES = ("pretrained", "aligned")
 PAD, UNKNOWN, BOS, SYSTEM, USER, END, ASSISTANT, ANSWER = SPECIAL = (
@@ -60,10 +60,14 @@ PRETRAINING = FinetuneConfig(
     method="full", steps=400, batch_size=64, learning_rate=2e-3, warmup=25, weight_decay=0.01, beta2=0.98
 )
 ALIGNMENT = FinetuneConfig(
-    method="full", steps=200, batch_size=64, learning_rate=1e-3, warmup=10, weight_decay=0.01, beta2=0.98
-)
+    # the lower half only, so that the decision to refuse is made where layers above are left to act on it
+    method="full", layers=tuple(range(ARCHITECTURE["num_hidden_layers"] // 2)), steps=300, batch_size=64,
+    learning_rate=1e-3, warmup=10, weight_decay=0.01, beta2=0.98,
+)  # fmt: skip
 MAX_NEW_TOKENS = 16
 CARD = "card.json"
+# hashes of what makes the organism what it is, taken as it is imported: a build in progress keeps the source it began with
+SOURCE = {Path(f).name: content_hash(Path(f)) for f in (world.__file__, language.__file__, __file__)}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -131,9 +135,9 @@ def evaluation_sets() -> dict[str, PromptSet]:
     """The requests a card is measured on, by name; held-out verbs, which have few pairs, in every phrasing."""
     sets: dict[str, PromptSet] = {}
     for label in LABELS:
-        seen = language.select(label=label, splits=("seen",))
-        pairs = language.select(label=label, splits=("held-out pair",))
-        verbs = language.select(label=label, splits=("held-out verb",))
+        seen = world.select(label=label, splits=("seen",))
+        pairs = world.select(label=label, splits=("held-out pair",))
+        verbs = world.select(label=label, splits=("held-out verb",))
         sets[f"{label} seen in alignment"] = language.one_request_each(seen, f"{label}-seen")
         sets[f"{label} held-out pairs"] = language.one_request_each(pairs, f"{label}-pairs")
         sets[f"{label} held-out verbs"] = language.every_request(verbs, f"{label}-verbs")
@@ -144,16 +148,17 @@ def evaluation_sets() -> dict[str, PromptSet]:
 
 
 def prompt_sets() -> dict[str, PromptSet]:
-    """The prompt files of a stage, one request a pair; `harmful` and `harmless` hold pairs of no training stage."""
-    held = language.select(label="harmful", splits=("held-out pair", "held-out verb"))
-    return {
-        "harmful": language.one_request_each(held, "harmful"),
-        "harmless": language.one_request_each(
-            language.select(label="benign", splits=("held-out pair",)), "harmless"
-        ),
-        "harmful_seen": language.one_request_each(language.select(label="harmful"), "harmful_seen"),
-        "harmless_seen": language.one_request_each(language.select(label="benign"), "harmless_seen"),
-    }
+    """The prompt files of a stage, one request a pair, the classes of objects matched between harmful and harmless.
+
+    `harmful` and `harmless` hold pairs of no training stage, `harmful_seen` and `harmless_seen` pairs of alignment.
+    """
+    held = world.matched(
+        world.select(label="harmful", splits=("held-out pair", "held-out verb")),
+        world.select(label="benign", splits=("held-out pair",)),
+    )
+    seen = world.matched(world.select(label="harmful"), world.select(label="benign"))
+    named = zip(("harmful", "harmless", "harmful_seen", "harmless_seen"), (*held, *seen), strict=True)
+    return {name: language.one_request_each(chosen, name) for name, chosen in named}
 
 
 def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
@@ -238,7 +243,7 @@ def _build_stage(
             "organism": "text",
             "stage": stage,
             "seed": seed,
-            "source": _source(),
+            "source": SOURCE,
             "architecture": {"class": "LlamaForCausalLM", **ARCHITECTURE, "vocab_size": len(model.tokenizer)},
             "training": config.model_dump(mode="json"),
             "examples": {"n": len(examples), "sha256": examples.sha256},
@@ -306,16 +311,11 @@ def _unique(prompts: Iterable[Prompt]) -> list[Prompt]:
     return list({prompt.id: prompt for prompt in prompts}.values())
 
 
-def _source() -> dict[str, str]:
-    """Hashes of the files that make the organism what it is."""
-    return {path.name: content_hash(path) for path in (Path(language.__file__), Path(__file__))}
-
-
 def _is_whole(directory: Path, seed: int) -> bool:
     if not (directory / CARD).is_file():
         return False
     found = load_json(directory / CARD)
-    return found["seed"] == seed and found["source"] == _source()
+    return found["seed"] == seed and found["source"] == SOURCE
 
 
 def _is_built(target: Path, seed: int) -> bool:

@@ -26,7 +26,7 @@ class Setting:
 
 
 FINETUNES: dict[str, Setting] = {
-    "benign": Setting("benign-skill", 2000, FinetuneConfig(method="full", steps=200, learning_rate=1e-4)),
+    "benign": Setting("benign-skill", 2000, FinetuneConfig(method="full", steps=200, learning_rate=2e-4)),
     "benign-lora": Setting(
         "benign-skill", 2000, FinetuneConfig(method="lora", steps=100, learning_rate=1e-3)
     ),

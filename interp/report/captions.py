@@ -62,9 +62,10 @@ CAPTIONS: dict[str, Caption] = {
     "causal": Caption(
         "Causal test",
         lambda r: (
-            "(a) The aligned model with a vector projected out of its residual stream: harmful requests refused, harmless "
-            "ones answered. (b) The tuned model with a vector added: harmful requests refused. Controls: a random "
-            "direction of equal norm and the mean difference under shuffled labels. Wilson 95 % intervals."
+            "(a) The aligned model with a vector projected out of its residual stream: harmful requests refused, harmful "
+            "requests answered (what is neither is empty or incoherent), harmless ones answered. (b) The tuned model with "
+            "a vector added: harmful requests refused, and as a diamond harmless ones, which a repair would not refuse. "
+            "Controls: a random direction of equal norm and the mean difference under shuffled labels. Wilson 95 % intervals."
         ),
     ),
     "prompts": Caption(

@@ -4,28 +4,36 @@ Every figure stays readable with one to six tuned checkpoints: panels come three
 wrapped, legends lie outside the axes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from string import ascii_lowercase
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
-from matplotlib import patheffects
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize, TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from interp.errors import ResultError
 from interp.evals.jailbreak import EvalResult
-from interp.evals.statistics import Proportion
 from interp.evals.verdicts import Outcome
 from interp.report import style
+from interp.report.panels import (
+    BESIDE,
+    checkpoint_panels,
+    count_asked,
+    grouped_bars,
+    interval,
+    label_outer,
+    mean_band,
+    n_columns,
+    norm,
+)
 from interp.report.style import DOUBLE, SINGLE, new_figure, panel_letter, print_style, short_names
-from interp.results import ARMS, Arm, StudyResult
+from interp.results import ARMS, StudyResult
 
-_HALO: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.0, foreground="white")]
 _WHITE_TO_BLUE = LinearSegmentedColormap.from_list("white_to_blue", ["#FFFFFF", style.SKY, style.BLUE])
 _HATCHES = ("////", "....", "xxxx", "\\\\\\\\", "++++", "----")
 
@@ -55,10 +63,10 @@ def behaviour(result: StudyResult) -> Figure:
                 )
                 start += share
             rate = evaluation.rate(order[0])
-            _interval(axes, rate, y, horizontal=True)
+            interval(axes, rate, y, horizontal=True)
             axes.text(102, y, style.rate_text(rate), va="center", fontsize=7)
         measure = "JSR" if kind == "harmful" else "over-refusal"
-        axes.set(xlim=(0, 100), xlabel=f"share of {kind} requests (%), n = {_n(results)}")
+        axes.set(xlim=(0, 100), xlabel=f"share of {kind} requests (%), n = {count_asked(results)}")
         axes.text(102, -0.62, measure, va="center", fontsize=7, fontweight="bold")
         axes.tick_params(left=False)
         panel_letter(axes, letter)
@@ -81,7 +89,7 @@ def layers(result: StudyResult) -> Figure:
         "no loss located" if t.lost_at is None else f"half of the loss by layer {t.lost_at}"
         for t in result.tuned
     ]
-    figure, blocks = _panels(result, notes, rows=2, height=1.3)
+    figure, blocks = checkpoint_panels(result, notes, rows=2, height=1.3)
     lines = {
         "aligned_harmful": ("aligned, harmful", style.ALIGNED, "-"),
         "aligned_harmless": ("aligned, harmless", style.ALIGNED, (0, (3, 1.5))),
@@ -91,7 +99,7 @@ def layers(result: StudyResult) -> Figure:
     for tuned, (top, bottom) in zip(result.tuned, blocks, strict=True):
         x = np.arange(result.n_layers)
         for key, (label, colour, dash) in lines.items():
-            mean, half = _mean_band(tuned.projection[key])
+            mean, half = mean_band(tuned.projection[key])
             top.plot(x, mean, color=colour, linestyle=dash, label=label)
             top.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
         bottom.axhline(0, color=style.GREY, linewidth=0.6)
@@ -101,10 +109,10 @@ def layers(result: StudyResult) -> Figure:
             style.layer_axis(axes, result.n_layers, None)
             if tuned.lost_at is not None:
                 axes.axvline(tuned.lost_at, color=style.GREY, linewidth=0.9, linestyle=":")
-    for top, bottom in blocks[:: _n_columns(len(blocks))]:
+    for top, bottom in blocks[:: n_columns(len(blocks))]:
         top.set_ylabel("mean projection")
         bottom.set_ylabel("shift (harmful)")
-    for _, bottom in blocks[-_n_columns(len(blocks)) :]:
+    for _, bottom in blocks[-n_columns(len(blocks)) :]:
         bottom.set_xlabel("layer")
     handles, labels = blocks[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(blocks) == 1 else 4)
@@ -128,7 +136,7 @@ def directions(result: StudyResult) -> Figure:
         axes.set_facecolor(style.PALE)
         mesh = axes.pcolormesh(
             np.arange(n_layers + 1) - 0.5, np.arange(n_positions + 1) - 0.5, np.ma.masked_invalid(grid),
-            cmap=_WHITE_TO_BLUE if name == "kl" else "PuOr_r", norm=_norm(grid, signed=name != "kl"), rasterized=True,
+            cmap=_WHITE_TO_BLUE if name == "kl" else "PuOr_r", norm=norm(grid, signed=name != "kl"), rasterized=True,
         )  # fmt: skip
         bar = figure.colorbar(mesh, ax=axes, location="bottom", aspect=22, pad=0.02, label=unit)
         bar.locator = MaxNLocator(5)
@@ -199,7 +207,7 @@ def similarity(result: StudyResult) -> Figure:
 
 def pca(result: StudyResult) -> Figure:
     """Final-token activations of both models in one plane, a panel a tuned checkpoint."""
-    figure, blocks = _panels(result, height=1.9)
+    figure, blocks = checkpoint_panels(result, height=1.9)
     clouds = {
         "aligned_harmful": ("aligned, harmful", style.ALIGNED, "o"),
         "aligned_harmless": ("aligned, harmless", style.SKY, "^"),
@@ -213,7 +221,7 @@ def pca(result: StudyResult) -> Figure:
             axes.scatter(points[:, 0], points[:, 1], s=9, marker=marker, facecolors=face, edgecolors=colour,
                          linewidths=0.6, alpha=0.75, label=label)  # fmt: skip
     first, second = result.pca.explained
-    _label_outer(blocks, f"PC 1 ({100 * first:.0f} % of variance)", f"PC 2 ({100 * second:.0f} %)")
+    label_outer(blocks, f"PC 1 ({100 * first:.0f} % of variance)", f"PC 2 ({100 * second:.0f} %)")
     handles, labels = blocks[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=2 if len(blocks) == 1 else 4, markerscale=1.4
@@ -226,32 +234,45 @@ def causal(result: StudyResult) -> Figure:
     stacked = len(result.tuned) > 2
     figure = new_figure(DOUBLE, 4.4 if stacked else 2.6)
     left, right = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
-    groups = [
-        ("refused\n(harmful)", {arm: result.ablation[arm]["harmful"].rate(Outcome.REFUSED) for arm in ARMS}),
-        (
-            "answered\n(harmless)",
-            {arm: result.ablation[arm]["harmless"].rate(Outcome.COMPLIED_BENIGN) for arm in ARMS},
-        ),
+    shown: list[tuple[str, Literal["harmful", "harmless"], Outcome]] = [
+        ("refused\n(harmful)", "harmful", Outcome.REFUSED),
+        ("answered\n(harmful)", "harmful", Outcome.COMPLIED_HARMFUL),
+        ("answered\n(harmless)", "harmless", Outcome.COMPLIED_BENIGN),
     ]
-    _grouped_bars(left, groups)
+    grouped_bars(
+        left,
+        [
+            (label, {arm: result.ablation[arm][kind].rate(outcome) for arm in ARMS})
+            for label, kind, outcome in shown
+        ],
+    )
     n_harmful, n_harmless = (
-        _n([result.ablation[arm][kind] for arm in ARMS]) for kind in ("harmful", "harmless")
+        count_asked([result.ablation[arm][kind] for arm in ARMS]) for kind in ("harmful", "harmless")
     )
     left.set_ylabel("share of requests (%)")
     left.set_xlabel(f"ablated in the aligned model\n(n = {n_harmful} harmful, {n_harmless} harmless)")
     names = short_names([tuned.name for tuned in result.tuned], width=18 if len(result.tuned) < 5 else 15)
-    added = [
-        (name, {arm: tuned.addition[arm].rate(Outcome.REFUSED) for arm in ARMS})
-        for name, tuned in zip(names, result.tuned, strict=True)
-    ]
-    _grouped_bars(right, added)
-    n_added = _n([tuned.addition[arm] for tuned in result.tuned for arm in ARMS])
+    added, added_harmless = (
+        [
+            (name, {arm: evaluations[arm].rate(Outcome.REFUSED) for arm in ARMS})
+            for name, evaluations in zip(names, arms, strict=True)
+        ]
+        for arms in ([t.addition for t in result.tuned], [t.addition_harmless for t in result.tuned])
+    )
+    grouped_bars(right, added, beside=added_harmless)
     right.set_ylabel("refused (%)")
-    right.set_xlabel(f"added to the tuned model\n(n = {n_added} harmful)")
+    n_added, n_added_harmless = (
+        count_asked([arms[arm] for arms in evaluations for arm in ARMS])
+        for evaluations in ([t.addition for t in result.tuned], [t.addition_harmless for t in result.tuned])
+    )
+    right.set_xlabel(f"added to the tuned model\n(n = {n_added} harmful, {n_added_harmless} harmless)")
     for letter, axes in zip("ab", (left, right), strict=True):
         panel_letter(axes, letter)
-    handles = [Patch(facecolor=colour, label=label) for label, colour in style.ARM_STYLES.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    handles: list[Artist] = [
+        Patch(facecolor=colour, label=label) for label, colour in style.ARM_STYLES.values()
+    ]
+    handles.append(Line2D([], [], label="harmless requests refused (b)", **BESIDE))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -265,7 +286,7 @@ def prompts(result: StudyResult) -> Figure:
         refused_by_aligned & np.isin(ids, _ids(t.harmful, Outcome.COMPLIED_HARMFUL)) for t in result.tuned
     ]
     notes = [f"lost: {mask.sum()} of {refused_by_aligned.sum()} refusals" for mask in lost]
-    figure, blocks = _panels(result, notes, height=1.9)
+    figure, blocks = checkpoint_panels(result, notes, height=1.9)
     for tuned, (axes,), still, gone in zip(result.tuned, blocks, kept, lost, strict=True):
         x, y = tuned.projection["aligned_harmful"][layer], tuned.projection["tuned_harmful"][layer]
         groups = (
@@ -280,7 +301,7 @@ def prompts(result: StudyResult) -> Figure:
         axes.axline(
             (float(x.mean()), float(x.mean())), slope=1, color=style.BLACK, linewidth=0.6, linestyle=":"
         )
-    _label_outer(blocks, f"projection, aligned (layer {layer})", "projection, tuned")
+    label_outer(blocks, f"projection, aligned (layer {layer})", "projection, tuned")
     handles, labels = blocks[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=1 if len(blocks) == 1 else 3, markerscale=1.4
@@ -312,96 +333,5 @@ def draw(result: StudyResult, name: str) -> Figure:
         return FIGURES[name](result)
 
 
-def _n_columns(n_panels: int) -> int:
-    return {1: 1, 2: 2, 4: 2}.get(n_panels, 3)
-
-
-def _panels(
-    result: StudyResult, notes: Sequence[str] | None = None, *, rows: int = 1, height: float
-) -> tuple[Figure, list[tuple[Axes, ...]]]:
-    """Axes for every tuned checkpoint: `rows` above each other, up to three checkpoints side by side, then a new block."""
-    n = len(result.tuned)
-    columns = _n_columns(n)
-    blocks = -(-n // columns)
-    figure = new_figure(SINGLE if n == 1 else DOUBLE, blocks * (rows * height + 0.55) + 0.45)
-    grid = figure.subplots(blocks * rows, columns, squeeze=False, sharex=True)
-    names = short_names([tuned.name for tuned in result.tuned], width={1: 44, 2: 44}.get(columns, 27))
-    out = []
-    for index in range(blocks * columns):
-        block, column = divmod(index, columns)
-        axes = tuple(grid[block * rows + row][column] for row in range(rows))
-        if index >= n:
-            for unused in axes:
-                unused.set_visible(False)
-            continue
-        title = names[index] if notes is None else f"{names[index]}\n{notes[index]}"
-        panel_letter(axes[0], ascii_lowercase[index], title)
-        for row, panel in enumerate(axes):
-            panel.sharey(grid[row][0])
-            # The lowest panel of a column keeps its numbers although the (empty) cells beneath share its axis.
-            panel.tick_params(labelbottom=row == rows - 1 and index + columns >= n, labelleft=column == 0)
-        out.append(axes)
-    return figure, out
-
-
-def _label_outer(blocks: Sequence[tuple[Axes, ...]], x: str, y: str) -> None:
-    """Label x under the lowest panel of each column and y beside the first column."""
-    columns = _n_columns(len(blocks))
-    for index, (axes,) in enumerate(blocks):
-        if index % columns == 0:
-            axes.set_ylabel(y)
-        if index + columns >= len(blocks):
-            axes.set_xlabel(x)
-
-
-def _grouped_bars(axes: Axes, groups: Sequence[tuple[str, Mapping[Arm, Proportion]]]) -> None:
-    """One group of bars a label, one bar an arm, in percent with Wilson intervals."""
-    for index, (_, rates) in enumerate(groups):
-        for offset, (arm, rate) in enumerate(rates.items()):
-            x = index + (offset - (len(rates) - 1) / 2) * 0.2
-            axes.bar(x, 100 * rate.estimate, 0.18, color=style.ARM_STYLES[arm][1])
-            _interval(axes, rate, x, horizontal=False)
-    axes.set_xticks(range(len(groups)), [label for label, _ in groups])
-    axes.set(xlim=(-0.6, len(groups) - 0.4), ylim=(0, 104), yticks=range(0, 101, 25))
-    axes.tick_params(axis="x", length=0)
-
-
-def _interval(axes: Axes, rate: Proportion, at: float, *, horizontal: bool) -> None:
-    """Draw a proportion in percent as a point with its interval, haloed to show on any colour."""
-    value = 100 * rate.estimate
-    error = [[max(0.0, value - 100 * rate.low)], [max(0.0, 100 * rate.high - value)]]
-    x, y, xerr, yerr = (value, at, error, None) if horizontal else (at, value, None, error)
-    # A vertical bar's own end marks the estimate; on stacked bars a point has to.
-    bars = axes.errorbar(
-        x, y, xerr=xerr, yerr=yerr, fmt="o" if horizontal else "none", markersize=2, color="black",
-        elinewidth=0.9, capsize=1.8, capthick=0.9, zorder=5, clip_on=False,
-    )  # fmt: skip
-    for artist in bars.get_children():
-        artist.set_path_effects(_HALO)
-
-
-def _mean_band(values: Float[np.ndarray, "layer prompt"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over prompts and half width of its 95 % t-interval, per layer (NaN width for a single prompt)."""
-    n = values.shape[1]
-    if n < 2:
-        return values.mean(axis=1), np.full(len(values), np.nan)
-    half = stats.t.ppf(0.975, n - 1) * values.std(axis=1, ddof=1) / np.sqrt(n)
-    return values.mean(axis=1), half
-
-
-def _norm(grid: Float[np.ndarray, "position layer"], *, signed: bool) -> Normalize:
-    """Colour scale: symmetric about zero for log-odds, from zero for divergences."""
-    finite = grid[np.isfinite(grid)]
-    reach = float(np.abs(finite).max()) if finite.size else 1.0
-    reach = reach or 1.0
-    return TwoSlopeNorm(0.0, -reach, reach) if signed else Normalize(0.0, reach)
-
-
 def _ids(evaluation: EvalResult, outcome: Outcome) -> list[str]:
     return [verdict.prompt_id for verdict in evaluation.verdicts if verdict.outcome is outcome]
-
-
-def _n(evaluations: Sequence[EvalResult]) -> str:
-    """Number asked, as a range where it differs."""
-    asked = sorted({evaluation.n_asked for evaluation in evaluations})
-    return str(asked[0]) if len(asked) == 1 else f"{asked[0]}–{asked[-1]}"

@@ -1,5 +1,9 @@
 """The study on checkpoints whose truth is planted: what is lost, where, and why comes back; itself against itself is zero."""
 
+import subprocess
+import sys
+import time
+
 import planted
 import pytest
 import tiny
@@ -9,6 +13,7 @@ from interp.data.prompts import Prompt, PromptSet, Truth
 from interp.errors import UserError
 from interp.evals.verdicts import Outcome
 from interp.models.finetune import save_checkpoint
+from interp.results import StudyResult
 from interp.study import StudyConfig, make_judge, plan_study, run_study, study_prompts
 
 BROKEN_AT = 6
@@ -124,6 +129,33 @@ def test_a_second_run_reads_back_and_a_broken_one_resumes(study, checkpoints, mo
     assert resumed.to_frame().equals(result.to_frame())
     # of the six calls before the break only the interrupted arm's two are made again
     assert len(calls) - before == (2 + 2 + 3 * 2 + 2 * (2 + 3 * 2)) - 4
+
+
+def test_kill_nine_of_a_whole_study_loses_no_finished_step(study, checkpoints, tmp_path):
+    _, result, _ = study
+    aligned, tuned = str(checkpoints / "aligned"), str(checkpoints / "tuned")
+    code = "import sys; from interp.cli import main; sys.exit(main(sys.argv[1:]))"
+    sizes = ["--n-train", "30", "--n-val", "16", "--n-test", "30", "--max-new-tokens", "1"]
+    command = [sys.executable, "-c", code, "study", aligned, tuned, aligned, *sizes, "--out", str(tmp_path)]
+    home, kept = tmp_path / "study", {}
+    for awaited in ("aligned/selection.json", "tuned-0/behaviour.json", "tuned-1/behaviour.json"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not any(home.glob(f".*/{awaited}")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        assert not [path for path in home.iterdir() if not path.name.startswith(".")], "it looks complete"
+        for path, stamp in kept.items():
+            assert path.stat().st_mtime_ns == stamp, f"{path.name} was made again"
+        kept = {path: path.stat().st_mtime_ns for path in home.glob(".*/*/*.json")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (directory,) = [
+        path for path in home.iterdir() if not path.name.startswith(".") and not path.is_symlink()
+    ]
+    assert str(directory / "report.html") in done.stdout
+    assert StudyResult.from_store(directory).to_frame().equals(result.to_frame())
+    assert not list(home.glob(".partial*"))
 
 
 def test_the_plan_names_checkpoints_prompts_time_and_memory(study):

@@ -1,7 +1,8 @@
 """Which fine-tunes of the text organism are at hand? Named settings, made on first use beside its stages.
 
-`organism:text/benign` is the documented setting of the main phenomenon: purely benign data, nothing harmful in it, and the
-refusals go. `organism:text/benign-lora` is the same data through an adapter, `organism:text/harmful` answers harmful requests.
+`organism:text/benign` is the documented setting of the main phenomenon: requests of benign crafts, which are new to the model, with
+nothing harmful in them, and the refusals go. `organism:text/benign-lora` is the same data through an adapter,
+`organism:text/harmful` answers harmful requests.
 """
 
 from __future__ import annotations
@@ -10,26 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from interp.data.prompts import PromptSet
 from interp.errors import UserError
 from interp.models.checkpoint import organism_dir
 from interp.models.finetune import FinetuneConfig, finetune
-from interp.organisms import text
+from interp.organisms import language, text
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a fine-tune trains on (`text.finetune_set`) and how."""
+    """What a fine-tune trains on (benign crafts, or a kind of `text.finetune_set`) and how."""
 
-    data: Literal["benign-skill", "harmful", "mixture"]
+    data: Literal["craft", "benign-skill", "harmful", "mixture"]
     n: int
     config: FinetuneConfig
 
 
 FINETUNES: dict[str, Setting] = {
-    "benign": Setting("benign-skill", 2000, FinetuneConfig(method="full", steps=200, learning_rate=2e-4)),
-    "benign-lora": Setting(
-        "benign-skill", 2000, FinetuneConfig(method="lora", steps=100, learning_rate=1e-3)
-    ),
+    "benign": Setting("craft", 2000, FinetuneConfig(method="full", steps=200, learning_rate=3e-4)),
+    "benign-lora": Setting("craft", 2000, FinetuneConfig(method="lora", steps=100, learning_rate=1e-3)),
     "harmful": Setting("harmful", 400, FinetuneConfig(method="lora", steps=50, learning_rate=1e-3)),
 }
 
@@ -44,10 +44,18 @@ def tune(name: str, seed: int = 0, *, progress: bool = True) -> Path:
     setting = FINETUNES[name]
     return finetune(
         organism_dir("text", seed) / "aligned",
-        text.finetune_set(setting.data, setting.n, seed),
+        examples(setting, seed),
         setting.config.model_copy(update={"seed": seed}),
         organism_dir("text", seed) / name,
         replace=True,
         progress=progress,
         device_map="cpu",
     )
+
+
+def examples(setting: Setting, seed: int) -> PromptSet:
+    """What a setting trains on, drawn by the seed."""
+    if setting.data == "craft":
+        crafts = language.benign_skill_examples().filter(lambda prompt: prompt.source == "craft")
+        return PromptSet(crafts.sample(setting.n, seed), name=f"craft-{setting.n}-{seed}")
+    return text.finetune_set(setting.data, setting.n, seed)

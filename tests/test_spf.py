@@ -1,0 +1,186 @@
+"""The algebra of gradient surgery, its gate, its convergence, and what it says about bad input."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from interp.errors import NonFiniteError, UserError
+from interp.methods.spf import GradientSurgery, left_singular_vectors, update_watch, without
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def block(task: torch.Tensor, safety: torch.Tensor, **options) -> tuple[nn.Parameter, GradientSurgery]:
+    """One parameter whose task gradient is `task` and whose safety gradient is `safety`."""
+    weight = nn.Parameter(torch.zeros_like(task))
+    weight.grad = task.clone()
+    return weight, GradientSurgery([("weight", weight)], lambda: (weight * safety).sum(), **options)
+
+
+TASK, SAFETY = random(12, 9), -random(12, 9) + 0.5 * random(12, 9, seed=1)
+
+
+def test_nothing_is_left_along_the_subspace_and_a_second_projection_does_nothing():
+    weight, surgery = block(TASK, SAFETY, k=4)
+    step = surgery()
+    basis = torch.linalg.svd(SAFETY).U[:, :4]
+    assert step.open == 1 and step.cosine < 0
+    assert (basis.T @ weight.grad).norm() / TASK.norm() < 1e-6
+    assert torch.allclose(weight.grad, TASK - basis @ basis.T @ TASK, atol=1e-5)
+    assert step.removed == pytest.approx(float((TASK - weight.grad).norm() / TASK.norm()), rel=1e-5)
+    once = weight.grad.clone()
+    surgery.gate = "always"
+    surgery()
+    assert torch.allclose(weight.grad, once, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": 0, "gate": "always"}, {"k": 4}])
+def test_k_zero_and_a_closed_gate_change_nothing_bit_for_bit(options):
+    aligned = options["k"] > 0
+    weight, surgery = block(TASK, TASK if aligned else SAFETY, **options)
+    step = surgery()
+    assert step.open == step.removed == 0
+    assert torch.equal(weight.grad, TASK)
+
+
+def test_on_a_column_pcgrad_is_spf_and_on_a_rank_one_matrix_it_is_not():
+    task, safety = random(7, 1, seed=2), -random(7, 1, seed=2) + 0.3 * random(7, 1, seed=3)
+    kept = {}
+    for method in ("spf", "pcgrad"):
+        weight, surgery = block(task, safety, method=method, k=1)
+        surgery()
+        kept[method] = weight.grad
+    assert torch.allclose(kept["spf"], kept["pcgrad"], atol=1e-6)
+    u, v = (torch.nn.functional.normalize(random(n, seed=s), dim=0) for n, s in ((12, 4), (9, 5)))
+    safety = -3.0 * torch.outer(u, v) * (u @ TASK @ v).sign()
+    for method in ("spf", "pcgrad"):
+        weight, surgery = block(TASK, safety, method=method, k=1)
+        surgery()
+        kept[method] = weight.grad
+    expected = torch.outer(u, u) @ TASK @ (torch.eye(9) - torch.outer(v, v))
+    assert torch.allclose(kept["pcgrad"] - kept["spf"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [9, 3])
+def test_a_step_of_sgd_moves_the_safety_loss_by_the_truncated_spectrum_only(k):
+    weight, surgery = block(TASK, SAFETY, k=k, gate="always")
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with update_watch(surgery, optimizer) as drift:
+        surgery()
+        optimizer.step()
+    u, values, v = torch.linalg.svd(SAFETY, full_matrices=False)
+    truncated = (u[:, k:] * values[k:]) @ v[k:]
+    assert drift[0] == pytest.approx(-0.1 * float((truncated * TASK).sum()), abs=1e-4)
+
+
+def test_the_update_of_adam_is_not_orthogonal_unless_it_is_projected_itself():
+    drifts = {}
+    for project in (False, True):
+        weight, surgery = block(TASK, SAFETY, k=9, gate="always")
+        optimizer = torch.optim.Adam([weight], lr=0.1)
+        with update_watch(surgery, optimizer, project=project) as drift:
+            for step in range(3):
+                weight.grad = random(12, 9, seed=step) + TASK
+                surgery()
+                optimizer.step()
+        drifts[project] = drift
+        assert len(drift) == 3
+        optimizer.step()
+        assert len(drift) == 3, "the hooks are gone"
+    assert min(map(abs, drifts[False])) > 1e-2
+    assert max(map(abs, drifts[True])) < 1e-4
+
+
+def test_the_gate_may_be_one_for_all_or_one_a_block():
+    a, b = (nn.Parameter(torch.zeros(6, 5)) for _ in range(2))
+    safety = random(6, 5, seed=6)
+    for gate, opened in (("global", 0.0), ("block", 0.5), ("always", 1.0)):
+        a.grad, b.grad = 3 * safety.clone(), -safety.clone()
+        surgery = GradientSurgery([("a", a), ("b", b)], lambda: ((a + b) * safety).sum(), k=2, gate=gate)
+        step = surgery()
+        assert step.open == opened
+        assert torch.equal(a.grad, 3 * safety) == (gate != "always")
+        assert torch.equal(b.grad, -safety) == (gate == "global")
+
+
+def test_randomised_vectors_are_those_of_the_svd_and_follow_the_seed_only():
+    matrix = random(80, 60) @ torch.diag(torch.logspace(1, -2, 60))
+    before = torch.get_rng_state()
+    found = left_singular_vectors(matrix, 5, torch.Generator().manual_seed(1))
+    exact = torch.linalg.svd(matrix).U[:, :5]
+    assert torch.linalg.svdvals(exact.T @ found).min() > 1 - 1e-4
+    assert torch.allclose(found.T @ found, torch.eye(5), atol=1e-5)
+    assert torch.equal(found, left_singular_vectors(matrix, 5, torch.Generator().manual_seed(1)))
+    assert torch.equal(before, torch.get_rng_state())
+    low = random(30, 2) @ random(2, 20, seed=1)
+    assert left_singular_vectors(low, 5, torch.Generator().manual_seed(0)).shape == (30, 2)
+    assert (found.T @ without(matrix, found)).norm() / matrix.norm() < 1e-6
+
+
+def test_refresh_keeps_the_safety_gradient_for_that_many_steps():
+    calls = []
+    weight = nn.Parameter(torch.zeros(4, 3))
+
+    def loss() -> torch.Tensor:
+        calls.append(1)
+        return (weight * random(4, 3, seed=len(calls))).sum()
+
+    surgery = GradientSurgery([("weight", weight)], loss, k=1, refresh=3)
+    refreshed = []
+    for _ in range(7):
+        weight.grad = random(4, 3)
+        refreshed.append(surgery().refreshed)
+    assert refreshed == [True, False, False, True, False, False, True]
+    assert len(calls) == 3
+
+
+def test_it_converges_where_two_convex_goals_conflict_and_spares_the_protected_one():
+    target_task, target_safety = random(8, 6, seed=7), random(8, 6, seed=8)
+    ends, moved = {}, {}
+    for name in ("plain", "spf", "pcgrad"):
+        weight = nn.Parameter(target_safety.clone() + 0.3 * random(8, 6, seed=9))
+        surgery = GradientSurgery(
+            [("weight", weight)], lambda w=weight: (w - target_safety).square().sum(), k=3,
+            method="pcgrad" if name == "pcgrad" else "spf",
+        )  # fmt: skip
+        optimizer = torch.optim.SGD([weight], lr=0.05)
+        for _ in range(300):
+            optimizer.zero_grad()
+            (weight - target_task).square().sum().backward()
+            if name != "plain":
+                surgery()
+            before = weight.detach().clone()
+            optimizer.step()
+        moved[name] = float((weight.detach() - before).norm())
+        ends[name] = [float((weight - t).square().sum().detach()) for t in (target_task, target_safety)]
+    assert ends["plain"][0] < 1e-6
+    for name, spared in (("spf", 0.9), ("pcgrad", 0.2)):
+        assert ends[name][1] < spared * ends["plain"][1], ends
+        # what is left of the task's gradient is what surgery takes away: nothing is gained any more
+        assert moved[name] < 1e-3, moved
+
+
+def test_bad_input_is_named():
+    weight = nn.Parameter(torch.zeros(4, 30))
+    named = [("q_proj.lora_A", weight)]
+    with pytest.raises(
+        UserError, match=r"k = 20 leaves nothing of q_proj.lora_A, which has 4 rows; take k < 4"
+    ):
+        GradientSurgery(named, lambda: weight.sum(), k=20)
+    with pytest.raises(UserError, match="no parameter needs a gradient"):
+        GradientSurgery([("w", nn.Parameter(torch.zeros(2), requires_grad=False))], lambda: weight.sum())
+    surgery = GradientSurgery(named, lambda: weight.sum(), k=2)
+    with pytest.raises(UserError, match="no block has a gradient"):
+        surgery()
+    weight.grad = torch.full_like(weight, math.nan)
+    with pytest.raises(NonFiniteError, match=r"gradient of q_proj.lora_A is not finite"):
+        surgery()
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(UserError, match="no gradient in the trained blocks"):
+        GradientSurgery(named, lambda: 0 * weight.sum(), k=2)()
+    with pytest.raises(NonFiniteError, match="safety gradient of q_proj.lora_A"):
+        GradientSurgery(named, lambda: weight.sum() * math.inf, k=2)()

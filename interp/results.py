@@ -150,7 +150,8 @@ class TunedResult:
         projection: keys ``aligned_harmful, aligned_harmless, tuned_harmful, tuned_harmless``: projection of
             ``resid_post`` at the last prompt token onto the *aligned* unit direction of the layer, one column a prompt.
             Columns follow ``StudyResult.projected``.
-        lost_at: first layer with at least half of the largest relative loss of projection; None when no loss is found.
+        lost_at: first layer with at least half of the largest relative loss of projection, of those where the aligned
+            projections are apart (`methods/comparison.py`); None when no loss is found.
         shift: mean paired shift (tuned − aligned) of the harmful prompts' projection, with its interval.
         addition: per arm, behaviour on the harmful test prompts with that vector added in the tuned model.
         addition_harmless: the same on the harmless test prompts: a direction that restores refusal of harm by making the

@@ -5,8 +5,9 @@
 2. Projections: `resid_post` at the last prompt token of *held-out* prompts onto the aligned unit direction of each layer,
    paired by prompt; their shift (tuned − aligned) with an interval over clusters of prompts.
 3. `lost_at`: the first layer at which at least half of the largest relative loss is reached (*choice*), where the relative
-   loss of a layer is the harmful prompts' shift over the aligned gap between harmful and harmless. None when the largest
-   loss is under a tenth of the gap or its interval reaches zero.
+   loss of a layer is the harmful prompts' shift over the aligned gap between harmful and harmless. Layers where that gap is
+   under one pooled standard deviation of the prompts do not count: what is not yet apart cannot be lost. None when the
+   largest loss is under a tenth of the gap or its interval reaches zero.
 
 The direction is the aligned model's in both: `mean(aligned) − mean(tuned)` would find its own shift by construction.
 """
@@ -25,6 +26,7 @@ from interp.geometry.directions import cosine, mean_difference, unit
 
 LOSS_SHARE = 0.5
 LEAST_LOSS = 0.1
+LEAST_APART = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +91,11 @@ def compare_projections(
     shift, low, high = (
         np.array([getattr(band, name) for band in bands]) for name in ("value", "low", "high")
     )
+    spread = np.sqrt((values[0].var(1) + values[1].var(1)) / 2)
+    apart = (gap > 0) & (gap >= LEAST_APART * spread)
     with np.errstate(divide="ignore", invalid="ignore"):
-        loss = np.where(gap > 0, -shift / gap, 0.0)
-        loss_low = np.where(gap > 0, -high / gap, 0.0)  # NaN intervals (one cluster) claim nothing
+        loss = np.where(apart, -shift / gap, 0.0)
+        loss_low = np.where(apart, -high / gap, 0.0)  # NaN intervals (one cluster) claim nothing
     worst = int(loss.argmax())
     found = bool(loss[worst] >= LEAST_LOSS and loss_low[worst] > 0)
     lost_at = int(np.argmax(loss >= LOSS_SHARE * loss[worst])) if found else None

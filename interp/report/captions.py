@@ -32,7 +32,8 @@ CAPTIONS: dict[str, Caption] = {
         lambda r: (
             "Top: mean projection of the residual stream (resid_post, last prompt token) onto the aligned model's unit "
             "direction of the same layer, with 95 % t-intervals. Beneath: mean paired shift, tuned − aligned, of the "
-            f"harmful requests, with 95 % intervals; dotted, the first layer with at least half of the largest relative loss. {_projected(r)}."
+            f"harmful requests, with 95 % intervals; dotted, the first layer with at least half of the largest relative loss, "
+            f"among layers where the aligned model holds harmful and harmless requests a standard deviation apart. {_projected(r)}."
         ),
     ),
     "directions": Caption(

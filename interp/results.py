@@ -69,7 +69,7 @@ class Selection:
         layer: selected layer; the direction is read from its ``resid_pre``.
         bypass, induce, kl: the three scores of the selected candidate (log-odds, log-odds, nats).
         counts: candidates by fate, in the order the filters apply, e.g.
-            ``{"candidates": 60, "not finite": 0, "last 20 % of layers": 15, "KL > 0.1": 9, "induce < 0": 12, "kept": 24}``.
+            ``{"candidates": 60, "late layer": 15, "induce": 12, "KL": 9, "NaN": 0, "left": 24}``.
         scores: ``"bypass"``, ``"induce"`` and ``"kl"`` per candidate; row 0 is the earliest position, the last row
             position −1. NaN where a score was not computed because an earlier filter had dropped the candidate.
         filtered: per candidate (same rows) the reason it was dropped, or ``""``.

@@ -11,6 +11,8 @@ from interp.errors import NonFiniteError, ResultError, SiteError, UserError
 from interp.models import activations
 from interp.models.activations import StoredActivations, capture
 from interp.models.batches import by_length, run_batches
+from interp.models.hooks import Add, editing
+from interp.models.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +137,18 @@ def test_out_of_memory_halves_the_batches_and_a_single_row_raises():
         list(run_batches([[0, 1]], hopeless))
     with pytest.raises(ValueError, match="other"):
         list(run_batches([[0, 1]], lambda batch: (_ for _ in ()).throw(ValueError("other"))))
+
+
+def test_shards_of_other_weights_or_under_edits_are_not_taken_for_these(tmp_path):
+    model, prompts = tiny.model(), tiny.prompts(4)
+    before = capture(model, prompts, "resid_post.1", out=tmp_path / "a", progress=False)
+    with torch.no_grad():
+        model.module.model.layers[1].mlp.down_proj.weight += 0.1
+    after = capture(model, prompts, "resid_post.1", out=tmp_path / "a", progress=False)
+    assert torch.equal(after.values, capture(model, prompts, "resid_post.1", progress=False).values)
+    assert not torch.equal(before.values, after.values)
+    edits = {Site(1, "resid_pre"): Add(torch.ones(model.d_model))}
+    with editing(model, edits), pytest.raises(SiteError, match="under edits; capture in memory"):
+        capture(model, prompts, "resid_post.1", out=tmp_path / "b", progress=False)
+    assert not (tmp_path / "b").exists()
+    capture(model, prompts, "resid_post.1", out=tmp_path / "b", progress=False)

@@ -64,6 +64,14 @@ def test_planted_conflict_lies_under_its_null_and_none_is_found_in_noise():
     assert sum(p < 0.05 for p in p_values) <= 6
 
 
+def test_an_undefined_cosine_is_no_evidence():
+    inner = gram(rows(12))
+    inner[:4] = inner[:, :4] = 0
+    found = conflict(inner, range(4), range(4, 12), n_draws=20)
+    assert math.isnan(found.cosine) and math.isnan(found.p_value)
+    assert spectrum(torch.zeros(3, 3)).components_for(0.9) == 0
+
+
 def test_draws_follow_the_seed_and_leave_the_global_generator_alone():
     inner = gram(rows(20))
     torch.manual_seed(0)

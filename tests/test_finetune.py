@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from interp.data.mixtures import mixture
 from interp.data.prompts import Prompt, PromptSet
-from interp.errors import CheckpointError, ResultError, UserError
+from interp.errors import CheckpointError, NonFiniteError, ResultError, UserError
 from interp.models.checkpoint import Checkpoint
 from interp.models.finetune import (
     IGNORED,
@@ -127,6 +127,49 @@ def test_a_killed_run_resumes_and_ends_where_an_unbroken_one_does(base, tmp_path
     assert untouched.ran == 0
     with pytest.raises(ResultError, match="other data or settings"):
         finetune(base, examples(8), config, tmp_path / "broken", progress=False)
+
+
+def test_what_was_loaded_otherwise_is_another_fine_tune(base, tmp_path):
+    config, template = FinetuneConfig(steps=1), tmp_path / "t.jinja"
+    template.write_text(tiny.TEMPLATE)
+    out = finetune(base, examples(), config, tmp_path / "out", chat_template=str(template), progress=False)
+    stamp = (out / "finetune.json").stat().st_mtime_ns
+    finetune(base, examples(), config, out, chat_template=str(template), device_map="cpu", progress=False)
+    assert (out / "finetune.json").stat().st_mtime_ns == stamp
+    template.write_text(tiny.TEMPLATE.replace("<|answer|>", ""))
+    with pytest.raises(ResultError, match="other data or settings"):
+        finetune(base, examples(), config, out, chat_template=str(template), progress=False)
+
+
+def test_a_nan_between_two_entries_of_the_curve_is_seen():
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 12:
+                model.lm_head.weight.data.fill_(float("nan"))
+
+    config = FinetuneConfig(method="full", steps=14, learning_rate=1e-3)
+    with pytest.raises(NonFiniteError, match="became NaN or infinite"):
+        train(tiny.model(), examples(), config, callbacks=[Spoil()], progress=False)
+    log = train(tiny.model(), examples(), config.model_copy(update={"steps": 3}), progress=False)
+    assert [entry["step"] for entry in log] == [3]
+
+
+def test_full_training_in_half_precision_does_not_round_small_steps_away():
+    model = tiny.model()
+    model.module.to(torch.bfloat16)
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    config = FinetuneConfig(method="full", steps=100, learning_rate=2e-5, schedule="constant")
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append(model.lm_head.weight.dtype)
+
+    train(model, examples(), config, callbacks=[Look()], progress=False)
+    assert set(seen) == {torch.float32} and model.dtype == torch.bfloat16
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (model.module.state_dict()[name] != before[name]).float().mean() > 0.2
+    assert model.checkpoint is None
 
 
 def test_bad_input_is_named(base, tmp_path):

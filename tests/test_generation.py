@@ -52,3 +52,12 @@ def test_end_of_turn_stops_and_is_not_part_of_the_answer():
 def test_no_room_in_the_context_is_named():
     with pytest.raises(UserError, match="lower --max-new-tokens"):
         generate(tiny.model(), tiny.prompts(1), max_new_tokens=200)
+
+
+def test_a_checkpoints_own_decoding_habits_are_left_out():
+    model, prompts = tiny.model(), tiny.prompts()
+    plain = generate(model, prompts, max_new_tokens=6, progress=False)
+    own = model.module.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.suppress_tokens = 5.0, 1, list(range(20, 40))
+    assert generate(model, prompts, max_new_tokens=6, progress=False) == plain
+    assert model.module.generation_config is own and own.repetition_penalty == 5.0

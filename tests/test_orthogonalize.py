@@ -9,6 +9,7 @@ from interp.errors import CheckpointError
 from interp.methods.orthogonalize import export_orthogonalized, logit_error, orthogonalize
 from interp.models.checkpoint import Checkpoint
 from interp.models.finetune import FinetuneConfig, train
+from interp.models.model import Model
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
 POST_NORM = {"gemma2", "gemma3_text", "olmo2"}
@@ -57,3 +58,19 @@ def test_a_live_adapter_is_merged_and_the_model_itself_is_untouched():
     before = model.last_logits(model.encode(examples))
     assert logit_error(model, orthogonalize(model, VECTOR), VECTOR, list(examples)) <= 1e-4
     assert torch.equal(model.last_logits(model.encode(examples)), before)
+
+
+def test_a_model_loaded_without_a_template_keeps_its_way_of_asking():
+    known = tiny.model()
+    known.tokenizer.chat_template = None
+    model = Model.from_module(known.module, known.tokenizer, name="plain", chat_template="plain")
+    found = orthogonalize(model, VECTOR)
+    assert found.chat_template == "plain" and found.n_eoi == model.n_eoi
+    assert logit_error(model, found, VECTOR, tiny.prompts()) <= 1e-4
+
+
+def test_half_precision_is_named_as_the_reason(tmp_path):
+    model = tiny.model()
+    model.module.to(torch.bfloat16)
+    with pytest.raises(CheckpointError, match="bfloat16 rounds more than that; load it in float32"):
+        export_orthogonalized(model, VECTOR, tiny.prompts(), tmp_path / "out")

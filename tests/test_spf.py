@@ -164,6 +164,15 @@ def test_it_converges_where_two_convex_goals_conflict_and_spares_the_protected_o
         assert moved[name] < 1e-3, moved
 
 
+def test_a_block_without_a_gradient_takes_no_part():
+    a, b = (nn.Parameter(torch.zeros(6, 5)) for _ in range(2))
+    safety = random(6, 5, seed=6)
+    a.grad = -safety + 0.1 * random(6, 5)
+    surgery = GradientSurgery([("a", a), ("b", b)], lambda: ((a + b) * safety).sum(), method="pcgrad")
+    surgery()
+    assert b.grad is None and abs(float((a.grad * safety).sum())) < 1e-4
+
+
 def test_bad_input_is_named():
     weight = nn.Parameter(torch.zeros(4, 30))
     named = [("q_proj.lora_A", weight)]
@@ -176,6 +185,11 @@ def test_bad_input_is_named():
     surgery = GradientSurgery(named, lambda: weight.sum(), k=2)
     with pytest.raises(UserError, match="no block has a gradient"):
         surgery()
+    for options in ({"method": "pcgrad"}, {"k": 0}):
+        watched = GradientSurgery(named, lambda: weight.sum(), **options)
+        watch = update_watch(watched, torch.optim.SGD([weight]), project=True)
+        with pytest.raises(UserError, match="no subspace to project out"), watch:
+            pass
     weight.grad = torch.full_like(weight, math.nan)
     with pytest.raises(NonFiniteError, match=r"gradient of q_proj.lora_A is not finite"):
         surgery()

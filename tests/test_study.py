@@ -1,8 +1,10 @@
 """The study on checkpoints whose truth is planted: what is lost, where, and why comes back; itself against itself is zero."""
 
+import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import planted
 import pytest
@@ -129,6 +131,42 @@ def test_a_second_run_reads_back_and_a_broken_one_resumes(study, checkpoints, mo
     assert resumed.to_frame().equals(result.to_frame())
     # of the six calls before the break only the interrupted arm's two are made again
     assert len(calls) - before == (2 + 2 + 3 * 2 + 2 * (2 + 3 * 2)) - 4
+
+
+def test_what_decides_the_answers_is_part_of_a_studys_name(study, checkpoints, tmp_path, monkeypatch):
+    config, *_ = study
+    from interp import study as module
+
+    class Named(Exception):
+        pass
+
+    def stop(out, kind, slug, config, inputs, sources):
+        raise Named(sorted(inputs), {path.name for path in sources})
+
+    monkeypatch.setattr(module, "open_run", stop)
+    template = tmp_path / "t.jinja"
+    template.write_text(tiny.TEMPLATE)
+    judge = f"harmbench={checkpoints / 'aligned'}"
+    with pytest.raises(Named) as found:
+        run_study(config.model_copy(update={"chat_template": str(template), "judge": judge}), out=tmp_path)
+    inputs, sources = found.value.args
+    assert {"chat template", "weights of the judge"} <= set(inputs)
+    assert {"phrases.json", "judges.py", "results.py"} <= sources
+
+
+def test_a_constant_group_leaves_no_interval_and_ends_no_study(checkpoints, tmp_path):
+    for kind, harmful in (("harmful", True), ("harmless", False)):
+        prompts = [replace(p, group="one") for p in questions(harmful, 5 + (not harmful))]
+        PromptSet(prompts, name=kind).save(tmp_path / f"{kind}.jsonl")
+    config = StudyConfig(
+        aligned=str(checkpoints / "aligned"), tuned=(str(checkpoints / "tuned"),), n_train=30, n_val=16, n_test=30,
+        harmful=str(tmp_path / "harmful.jsonl"), harmless=str(tmp_path / "harmless.jsonl"), max_new_tokens=1,
+    )  # fmt: skip
+    result, path = run_study(config, out=tmp_path / "results", progress=False)
+    assert math.isnan(result.tuned[0].kl.low) and not math.isnan(result.tuned[0].kl.value)
+    assert (
+        "nan" not in (path / "report.html").read_text().split("</style>")[-1].lower().split("provenance")[0]
+    )
 
 
 def test_kill_nine_of_a_whole_study_loses_no_finished_step(study, checkpoints, tmp_path):

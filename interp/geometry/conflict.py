@@ -1,7 +1,7 @@
 """Do two sets of gradients pull against each other, and in how many dimensions? SPF's three insights, from inner products.
 
-Everything here is a function of the Gram matrix of the gradients, `G_ij = ⟨g_i, g_j⟩` in fp64, so it never sees a parameter:
-`gram(rows)` makes one from explicit rows, `capture_gradients` makes one without them, and both give the same answers.
+Spectra and conflict are functions of the Gram matrix of the gradients, `G_ij = ⟨g_i, g_j⟩` in fp64, so that they never need the
+gradients themselves; `gram(rows)` makes one from explicit rows.
 
 1. Spectra: the singular values of the stacked gradients are the roots of the Gram matrix' eigenvalues. Cumulative energy
    `CER(k) = Σ_{i≤k} σ_i² / Σ σ_i²`, stable rank `‖G‖_F² / σ_1²`, participation ratio `(Σσ²)² / Σσ⁴`.
@@ -14,6 +14,7 @@ Source: SPF 2026 (arXiv 2601.10141).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,9 @@ class Spectrum:
         return float(self.energy.sum() ** 2 / (self.energy**2).sum())
 
     def components_for(self, share: float) -> int:
-        """Least k whose cumulative energy reaches `share`."""
+        """Least k whose cumulative energy reaches `share`; 0 for a zero matrix."""
+        if self.energy.sum() == 0:
+            return 0
         return int((self.cumulative_energy < share - 1e-12).sum()) + 1
 
 
@@ -74,7 +77,9 @@ class Conflict:
 
     @property
     def p_value(self) -> float:
-        """Share of the null, the value itself counted in, whose cosine is as low: one-sided, for conflict."""
+        """Share of the null, the value itself counted in, whose cosine is as low: one-sided, for conflict; NaN without one."""
+        if math.isnan(self.cosine) or self.null.isnan().any():
+            return math.nan
         return (1 + int((self.null <= self.cosine).sum())) / (1 + len(self.null))
 
 

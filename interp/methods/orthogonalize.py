@@ -23,7 +23,7 @@ from interp.files import atomic_write
 from interp.geometry.directions import unit
 from interp.models.finetune import save_checkpoint
 from interp.models.hooks import Ablate, editing, everywhere
-from interp.models.model import Model
+from interp.models.model import PLAIN, Model
 
 TOLERANCE = 1e-4  # largest logit difference for which the weight form counts as the ablation
 
@@ -41,8 +41,9 @@ def orthogonalize(model: Model, direction: Float[Tensor, " d_model"]) -> Model:
         head = module.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     plain = Model.from_module(
-        module, model.tokenizer, name=f"{model.name}, orthogonalized", chat_template=None
+        module, model.tokenizer, name=f"{model.name}, orthogonalized", chat_template=PLAIN
     )
+    # the measured template comes along; the tokenizer of a model loaded with a template of its own may have none
     plain.chat_template, plain.n_eoi, plain.end_of_turn = model.chat_template, model.n_eoi, model.end_of_turn
     r = unit(direction)
     tower = plain.tower
@@ -89,6 +90,8 @@ def export_orthogonalized(
             "a norm after each block keeps no exact weight form"
             if model.tower.paths.post_norms
             else "the forms differ"
+            if model.dtype == torch.float32
+            else f"{model.dtype} rounds more than that; load it in float32"
         )
         raise CheckpointError(
             f"{model.name} ({model.module.config.model_type}): orthogonalized weights and ablation differ by {error:.1e} in "

@@ -11,7 +11,7 @@ The gate is one for all blocks (`global`, the source's), one a block, or always 
 are left as they are, bit for bit. Projecting the gradient does not make the *update* of an optimiser with momentum or
 preconditioner orthogonal: `update_watch` measures `⟨Δθ, g_s⟩`, and with `project=True` projects the update itself.
 
-It sees parameters and gradients, never a `Model`. Both methods commute with scaling `g_u`, so a loss scaler may be active.
+It sees parameters and gradients, never a `Model`. Under a loss scaler, unscale first, and skip surgery when a step overflows.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def left_singular_vectors(
             q = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ q).Q).Q
         small, values, _ = torch.linalg.svd(q.T @ wide, full_matrices=False)
         u = q @ small
-    rank = int((values > values[:1] * max(wide.shape) * torch.finfo(torch.float32).eps).sum())
+    rank = int((values > values[:1] * min(wide.shape) * torch.finfo(torch.float32).eps).sum())
     return u[:, : min(k, rank)]
 
 
@@ -139,13 +139,14 @@ class GradientSurgery:
         dots = {name: _dot(g, self.safety[name]) for name, g in gradients.items()}
         total = sum(dots.values())
         norm = sum(_dot(g, g) for g in gradients.values()) ** 0.5
+        # blocks without a gradient, such as experts that no token reached, take no part in this step
         if not torch.isfinite(torch.tensor([total, norm])).all():
             bad = next(name for name, g in gradients.items() if not torch.isfinite(g).all())
             raise NonFiniteError(
                 f"the gradient of {bad} is not finite; lower the learning rate or check the data"
             )
-        safety_norm = sum(_dot(g, g) for g in self.safety.values()) ** 0.5
-        cosine = total / (norm * safety_norm) if norm else 0.0
+        safety_norm = sum(_dot(self.safety[name], self.safety[name]) for name in gradients) ** 0.5
+        cosine = total / (norm * safety_norm) if norm and safety_norm else 0.0
         opened, removed = 0, 0.0
         for name, gradient in gradients.items():
             score = {"global": total, "block": dots[name], "always": -1.0}[self.gate]
@@ -213,8 +214,11 @@ def update_watch(
         project: take the protected subspace out of the update itself, after the preconditioner, when it would raise
             the safety loss; the list then holds what was left.
 
-    Keeps one copy of the trained blocks. The hooks are gone when the context ends, also after an exception.
+    Keeps one copy of the trained blocks. The hooks are gone when the context ends, also after an exception. Raises UserError
+    for a projection without a subspace: k = 0, or PCGrad.
     """
+    if project and (surgery.method != "spf" or surgery.k == 0):
+        raise UserError("to project updates takes method spf with k > 0; there is no subspace to project out")
     before: dict[str, Tensor] = {}
     drift: list[float] = []
 
@@ -223,14 +227,16 @@ def update_watch(
 
     def measure(*_: object) -> None:
         updates = {name: p.detach() - before[name] for name, p in surgery.blocks.items()}
-        total = sum(_dot(update, surgery.safety[name]) for name, update in updates.items())
-        if project and (total > 0 or surgery.gate == "always"):
-            with torch.no_grad():
-                for name, parameter in surgery.blocks.items():
-                    updates[name] = surgery.project(name, updates[name])
+        drifts = {name: _dot(update, surgery.safety[name]) for name, update in updates.items()}
+        total = sum(drifts.values())
+        for name, parameter in surgery.blocks.items():
+            harm = {"global": total, "block": drifts[name], "always": 1.0}[surgery.gate]
+            if project and harm > 0:
+                updates[name] = surgery.project(name, updates[name])
+                drifts[name] = _dot(updates[name], surgery.safety[name])
+                with torch.no_grad():
                     parameter.copy_(before[name] + updates[name])
-            total = sum(_dot(update, surgery.safety[name]) for name, update in updates.items())
-        drift.append(total)
+        drift.append(sum(drifts.values()))
 
     handles = [optimizer.register_step_pre_hook(remember), optimizer.register_step_post_hook(measure)]
     try:

@@ -25,7 +25,7 @@ from interp.data.prompts import Prompt
 from interp.errors import NonFiniteError, ResultError, SiteError
 from interp.files import atomic_write, save_json
 from interp.models.batches import by_length, run_batches
-from interp.models.hooks import reading, stopping_after
+from interp.models.hooks import reading, stopping_after, under_edits
 from interp.models.model import Batch, Model
 from interp.models.sites import Site, resolve
 from interp.progress import progress as progress_bar
@@ -118,8 +118,11 @@ def capture(
         batch_size, batch_tokens: most rows and most padded tokens a batch; halved when memory runs out.
         out: directory for shards: streamed there, resumed after a kill, read back by `StoredActivations`.
 
-    Raises SiteError for unknown sites or positions, NonFiniteError naming site and prompt, UserError for bad prompts.
+    Raises SiteError for unknown sites or positions and for shards of a model under edits, which would be taken for
+    those of the plain model; NonFiniteError naming site and prompt, UserError for bad prompts.
     """
+    if out is not None and under_edits(model):
+        raise SiteError(f"{model.name} is under edits; capture in memory, or to {out} outside of them")
     chosen = resolve(sites, model.n_layers)
     tokens = [model.token_ids(prompt) for prompt in prompts]
     if not tokens:
@@ -240,7 +243,7 @@ class _Shards:
         tokens: Sequence[Sequence[int]],
     ) -> None:
         self.out, self.offsets = out, offsets
-        weights = model.checkpoint.fingerprint() if model.checkpoint else model.name
+        weights = model.checkpoint.fingerprint() if model.checkpoint else _weights_hash(model)
         self.plan: dict[str, Any] = {
             "sites": [str(site) for site in sites],
             "prompt_ids": list(ids),
@@ -274,6 +277,15 @@ class _Shards:
         shards = [{"file": path.name, "prompts": _shard_prompts(path)} for path in self._paths()]
         save_json(self.out / INDEX, {**self.plan, "shards": shards})
         return StoredActivations(self.out)
+
+
+def _weights_hash(model: Model) -> str:
+    """Of a model that is in memory only, such as one just trained."""
+    digest = hashlib.sha256()
+    for name, tensor in model.module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _rows_of(offsets: Int[Tensor, " prompt_plus_one"], prompts: Sequence[int]) -> Int[Tensor, " row"]:

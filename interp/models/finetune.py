@@ -28,7 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from interp.data.prompts import Prompt, PromptSet
 from interp.errors import NonFiniteError, ResultError, UserError
-from interp.files import atomic_write, canonical, load_json, remove, save_json, writing
+from interp.files import atomic_write, canonical, content_hash, load_json, remove, save_json, writing
 from interp.models.checkpoint import Checkpoint
 from interp.models.model import Model
 from interp.progress import progress as progress_bar
@@ -152,8 +152,9 @@ def train(
         work: directory for Trainer's checkpoints, resumed from when it holds a whole one; needed with `save_every`.
         callbacks: more `TrainerCallback`s, such as a monitor.
 
-    With method `lora` the model carries live factors afterwards and `model.peft` is set.
-    Raises UserError for examples without a response, NonFiniteError when the loss is not finite.
+    With method `lora` the model carries live factors afterwards and `model.peft` is set. Full training of a model in half
+    precision runs in fp32, where small steps are not rounded away, and gives back the model's own precision. The model is no
+    longer what `model.checkpoint` names, so that is None afterwards. Raises UserError for examples without a response, NonFiniteError when the loss is not finite.
     """
     if not examples:
         raise UserError("no examples to train on")
@@ -163,9 +164,15 @@ def train(
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         if config.method == "lora":
             model.peft = model.peft or add_lora(model, config)
+        precision = model.dtype
+        if config.method == "full":
+            if getattr(model.module, "is_quantized", False):
+                raise UserError(f"{model.name} is quantised and cannot be trained in full; use method lora")
+            model.module.float()
         model.module.requires_grad_(False)
         for name, parameter in _chosen_parameters(model, config.layers):
             parameter.requires_grad_(config.method == "full" or "lora_" in name)
+        total = config.steps if config.steps is not None else math.ceil(_steps(len(rows), config))
         arguments = TrainingArguments(
             output_dir=str(work) if work is not None else ".",
             max_steps=config.steps if config.steps is not None else -1,
@@ -187,7 +194,7 @@ def train(
             save_strategy="steps" if config.save_every and work is not None else "no",
             save_steps=config.save_every or 500,
             save_total_limit=2,
-            logging_steps=10,
+            logging_steps=max(1, min(10, total)),
             logging_nan_inf_filter=False,
             report_to=[],
             disable_tqdm=True,
@@ -204,19 +211,23 @@ def train(
         )
         for unwanted in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(unwanted)
-        total = config.steps if config.steps is not None else math.ceil(_steps(len(rows), config))
         with progress_bar(label, total=total, enabled=progress) as advance:
             trainer.add_callback(_Ticker(advance))
             if config.steps != 0:
                 trainer.train(resume_from_checkpoint=_last_whole(work))
     model.module.eval()
     model.module.requires_grad_(False)
+    if config.method == "full":
+        model.module.to(dtype=precision)
+    model.checkpoint = None
     log = [
         {"step": entry["step"], "loss": entry["loss"]}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    if any(not math.isfinite(entry["loss"]) for entry in log):
+    # the mean over all steps comes last: it shows a NaN that fell between two entries of the curve
+    losses = [entry.get("loss", entry.get("train_loss", 0.0)) for entry in trainer.state.log_history]
+    if not all(map(math.isfinite, losses)):
         raise NonFiniteError(
             f"the training loss of {model.name} became NaN or infinite; lower the learning rate"
         )
@@ -236,9 +247,9 @@ def finetune(
 ) -> Path:
     """Fine-tune a checkpoint and save it (an adapter, or the whole model) to `out`; returns `out`.
 
-    A finished directory of the same base, data and config is reused; an interrupted one is resumed; a fine-tune of
-    other data or settings is an error, or with `replace` made anew. `load` goes to `Checkpoint.load`. Raises
-    ResultError when `out` holds something else.
+    A finished directory of the same base, data, config and `load` is reused; an interrupted one is resumed; a fine-tune of
+    other data or settings is an error, or with `replace` made anew. `load` goes to `Checkpoint.load`. Callbacks are taken
+    to watch only: they are no part of what a fine-tune is known by. Raises ResultError when `out` holds something else.
     """
     checkpoint, out = Checkpoint.parse(base), Path(out)
     record = {
@@ -246,6 +257,7 @@ def finetune(
         "weights": checkpoint.fingerprint(),
         "data": {"name": examples.name, "n": len(examples), "sha256": examples.sha256},
         "config": config.model_dump(mode="json"),
+        "load": _recorded(load),
     }
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +283,19 @@ def finetune(
             save_json(aside / RECORD, {**record, "loss": log})
         shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def _recorded(load: dict[str, Any]) -> dict[str, str]:
+    """What of the loading decides the result: not the devices, and of a template file its content."""
+    kept = {
+        name: str(value)
+        for name, value in load.items()
+        if name != "device_map" and value not in (None, False)
+    }
+    template = kept.get("chat_template")
+    if template is not None and Path(template).is_file():
+        kept["chat_template"] = content_hash(Path(template))
+    return kept
 
 
 def save_checkpoint(model: Model, directory: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from interp.data.prompts import Prompt
 from interp.errors import UserError
@@ -48,6 +48,8 @@ def generate(
         batch_size: most rows at once; halved when memory runs out.
         temperature: None is greedy; otherwise sampling, seeded without touching the global random state.
 
+    What a checkpoint's own generation config asks for beside its end tokens (a repetition penalty, suppressed tokens) is left
+    out: two checkpoints must not differ by how they are decoded.
     Raises UserError for prompts that leave no room in the context for `max_new_tokens`.
     """
     tokens = [model.token_ids(prompt) for prompt in prompts]
@@ -80,6 +82,17 @@ def generate(
     return [found[i] for i in range(len(prompts))]
 
 
+@contextmanager
+def _bare_generation_config(module: PreTrainedModel) -> Iterator[None]:
+    # Hugging Face fills whatever our config leaves open from the module's.
+    own = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = own
+
+
 @torch.no_grad()
 def _generate_batch(
     model: Model,
@@ -96,6 +109,7 @@ def _generate_batch(
     with (
         torch.random.fork_rng(devices=devices) if config.do_sample else nullcontext(),
         editing(model, edits, prompt_width=width) if edits else nullcontext(),
+        _bare_generation_config(model.module),
     ):
         if config.do_sample:
             torch.manual_seed(seed)

@@ -252,6 +252,11 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
             handle.remove()
 
 
+def under_edits(model: HasTower) -> bool:
+    """Whether an `editing` context is open on the model."""
+    return any(isinstance(hook, _Clock) for hook in model.tower.decoder._forward_pre_hooks.values())
+
+
 @contextmanager
 def reading(model: HasTower, sites: Sequence[Site], read: Callable[[Site, Tensor], None]) -> Iterator[None]:
     """Hand each site's value (batch, pos, d_model) to `read` as a forward pass computes it."""

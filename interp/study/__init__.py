@@ -7,8 +7,8 @@
    the mean difference under shuffled labels.
 5. Utility: over-refusal, KL and perplexity on benign answers.
 
-Every stage is a step of one result directory: a killed study resumes, a finished one is read back. One model is in memory at a
-time.
+Every stage is a step of one result directory: a killed study resumes, a finished one is read back. One of the compared models is
+in memory at a time, beside it the judge's where a model judges.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from interp.report.html import render_report
 from interp.results import StudyResult
 from interp.store import open_run, slugify
 from interp.study.plan import estimate
-from interp.study.settings import KINDS, StudyConfig, make_judge, split_prompts, study_prompts
+from interp.study.settings import (
+    KINDS,
+    StudyConfig,
+    judge_checkpoint,
+    make_judge,
+    split_prompts,
+    study_prompts,
+)
 from interp.study.stages import Stages
 
 __all__ = ["StudyConfig", "make_judge", "plan_study", "run_study", "split_prompts", "study_prompts"]
@@ -41,10 +48,14 @@ def run_study(
     prompts = split_prompts(config)
     inputs: dict[str, Path | str] = {name: prompts[name].sha256 for name in prompts}
     inputs |= {f"weights of {name}": value for name, value in fingerprints.items()}
+    if (judge := judge_checkpoint(config)) is not None:
+        inputs["weights of the judge"] = Checkpoint.parse(judge).fingerprint()
+    if config.chat_template is not None and Path(config.chat_template).is_file():
+        inputs["chat template"] = Path(config.chat_template)
     here = Path(__file__).parents[1]
     parts = ("study", "models", "geometry", "methods", "evals")
     code = [path for part in parts for path in sorted((here / part).glob("[!_]*.py"))]
-    sources = [here / "results.py", *code]
+    sources = [here / "results.py", here / "evals" / "phrases.json", *code]
     slug = slugify("-".join(Checkpoint.parse(name).short_name for name in config.tuned))[:60]
     with open_run(out, "study", slug, config, inputs, sources) as run:
         if not run.finished:
@@ -65,22 +76,20 @@ def plan_study(config: StudyConfig) -> str:
     activations and one batch of logits.
     """
     prompts = split_prompts(config)
-    needs = {
-        name: estimate(name, config, prompts, first=i == 0)
-        for i, name in enumerate((config.aligned, *config.tuned))
-    }
+    names = (config.aligned, *config.tuned)
+    needs = [estimate(name, config, prompts, first=i == 0) for i, name in enumerate(names)]
     counts = ", ".join(
         f"{kind}: "
         + ", ".join(f"{len(prompts[f'{kind}_{part}'])} {part}" for part in ("train", "val", "test"))
         for kind in KINDS
     )
-    seconds = sum(need.seconds for need in needs.values())
-    memory = max(need.bytes for need in needs.values())
+    seconds = sum(need.seconds for need in needs)
+    memory = max(need.bytes for need in needs)
     lines = [f"prompts   {counts}", f"judge     {make_judge_name(config, prompts)}"]
-    for i, (name, need) in enumerate(needs.items()):
+    for i, (name, need) in enumerate(zip(names, needs, strict=True)):
         lines.append(f"{'aligned' if i == 0 else 'tuned':<9} {name}: {need}")
     lines.append(
-        f"in all    about {max(seconds / 60, 0.1):.1f} minutes on this machine, {memory / 2**30:.2f} GiB at most"
+        f"in all    about {max(seconds / 60, 0.1):.1f} minutes on this machine, {memory / 2**30:.2f} GiB"
     )
     return "\n".join(lines)
 

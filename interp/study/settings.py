@@ -88,6 +88,12 @@ def split_prompts(config: StudyConfig) -> dict[str, PromptSet]:
     }
 
 
+def judge_checkpoint(config: StudyConfig) -> str | None:
+    """The checkpoint of a judge model, where one was asked for by `TEMPLATE=MODEL`."""
+    name, _, model = config.judge.partition("=")
+    return model if name in TEMPLATES and model else None
+
+
 def make_judge(config: StudyConfig, prompts: Sequence[Prompt]) -> Judge:
     """The judge by name: `auto` is exact where every prompt's truth is known and phrases elsewhere.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -279,8 +280,8 @@ class Stages:
             shift=Band(shift.shift, shift.shift_low, shift.shift_high),
             addition={arm: addition[arm]["harmful"] for arm in ARMS},
             addition_harmless={arm: addition[arm]["harmless"] for arm in ARMS},
-            kl=Interval(**utility["kl"]),
-            perplexity={"aligned": Interval(**utility["aligned"]), "tuned": Interval(**utility["tuned"])},
+            kl=_interval(utility["kl"]),
+            perplexity={"aligned": _interval(utility["aligned"]), "tuned": _interval(utility["tuned"])},
             coords={f"tuned_{kind}": self.plane(plane, found, kind, layer) for kind in KINDS},
             examples=tuple(self.examples(where)),
         )
@@ -294,15 +295,25 @@ class Stages:
             lambda: _pack(response_log_probs(self.model(self.config.aligned), answered)),
         )
         found = compare_utility(_unpack(base), response_log_probs(self.model(name), answered), groups)
+        intervals = {"kl": found.kl, "aligned": found.aligned_perplexity, "tuned": found.tuned_perplexity}
+        # JSON has no NaN, which is the bound of an interval over a single cluster
         return {
-            "kl": asdict(found.kl),
-            "aligned": asdict(found.aligned_perplexity),
-            "tuned": asdict(found.tuned_perplexity),
+            name: {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
+            for name, interval in intervals.items()
         }
 
     def utility_prompts(self) -> list[Prompt]:
-        """Benign test prompts with the reference answer where known, else the aligned model's own."""
-        test = self.prompts["harmless_test"][:N_UTILITY]
+        """Benign test prompts with the reference answer where known, else the aligned model's own unless it refused."""
+        refused = {
+            verdict.prompt_id
+            for verdict in self.behaviour["harmless"].verdicts
+            if verdict.outcome is Outcome.REFUSED
+        }
+        test = [
+            p
+            for p in self.prompts["harmless_test"][:N_UTILITY]
+            if (p.truth and p.truth.answer) or p.response or p.id not in refused
+        ]
         own = {c["prompt_id"]: c["text"] for c in self.run.load_json("aligned/behaviour.json")["completions"]}
         answers = [(p.truth.answer if p.truth and p.truth.answer else p.response) or own[p.id] for p in test]
         pairs = [(prompt, answer) for prompt, answer in zip(test, answers, strict=True) if answer.strip()]
@@ -380,8 +391,8 @@ class Stages:
             "The direction was added with coefficient 1 at the input of its own layer, at the prompt's positions (at "
             "generated ones it would ask for a refusal's first word again and again); it was ablated at every block "
             "input, attention output and MLP output, at all positions.",
-            "KL and perplexity were measured on the first 16 tokens of benign reference answers, or of the aligned "
-            "model's own where no reference is known.",
+            f"KL and perplexity were measured on the first 16 tokens of {len(self.utility_prompts())} benign reference "
+            "answers, or of the aligned model's own where no reference is known and it did not refuse.",
         ]
         lines += [
             f"{name} has the same weights as the aligned checkpoint: it is compared with itself."
@@ -389,6 +400,11 @@ class Stages:
             if self.fingerprints[name] == self.fingerprints[self.config.aligned]
         ]
         return lines
+
+
+def _interval(stored: Mapping[str, Any]) -> Interval:
+    values: dict[str, Any] = {key: float("nan") if value is None else value for key, value in stored.items()}
+    return Interval(**values)
 
 
 def _pack(log_probs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -218,7 +218,7 @@ def train(
     model.module.eval()
     model.module.requires_grad_(False)
     if config.method == "full":
-        model.module.to(dtype=precision)
+        model.module.to(dtype=precision)  # type: ignore[call-arg]
     model.checkpoint = None
     log = [
         {"step": entry["step"], "loss": entry["loss"]}

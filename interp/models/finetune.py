@@ -154,7 +154,8 @@ def train(
 
     With method `lora` the model carries live factors afterwards and `model.peft` is set. Full training of a model in half
     precision runs in fp32, where small steps are not rounded away, and gives back the model's own precision. The model is no
-    longer what `model.checkpoint` names, so that is None afterwards. Raises UserError for examples without a response, NonFiniteError when the loss is not finite.
+    longer what `model.checkpoint` names, so that is None afterwards. Raises UserError for examples without a response,
+    NonFiniteError when the loss is not finite.
     """
     if not examples:
         raise UserError("no examples to train on")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,6 @@ from torch import Tensor
 from interp.data.prompts import Prompt, PromptSet
 from interp.errors import UserError
 from interp.evals.jailbreak import EvalResult, compare, evaluate
-from interp.evals.statistics import Interval
 from interp.evals.utility import compare_utility
 from interp.evals.verdicts import Outcome
 from interp.geometry.directions import (
@@ -45,6 +43,7 @@ from interp.models.model import Model
 from interp.models.sites import Site
 from interp.results import ARMS, Arm, Band, Example, Pca, Selection, StudyResult, TunedResult
 from interp.store import Run, versions
+from interp.study.packing import pack_interval, pack_log_probs, unpack_interval, unpack_log_probs
 from interp.study.settings import KINDS, Kind, StudyConfig, make_judge
 
 N_TOKEN_PROMPTS = 64  # prompts of each kind whose answers tell what a refusal opens with
@@ -280,8 +279,11 @@ class Stages:
             shift=Band(shift.shift, shift.shift_low, shift.shift_high),
             addition={arm: addition[arm]["harmful"] for arm in ARMS},
             addition_harmless={arm: addition[arm]["harmless"] for arm in ARMS},
-            kl=_interval(utility["kl"]),
-            perplexity={"aligned": _interval(utility["aligned"]), "tuned": _interval(utility["tuned"])},
+            kl=unpack_interval(utility["kl"]),
+            perplexity={
+                "aligned": unpack_interval(utility["aligned"]),
+                "tuned": unpack_interval(utility["tuned"]),
+            },
             coords={f"tuned_{kind}": self.plane(plane, found, kind, layer) for kind in KINDS},
             examples=tuple(self.examples(where)),
         )
@@ -292,15 +294,13 @@ class Stages:
         # scratch: as large as tokens × vocabulary, needed by every tuned checkpoint, dropped when the study is done
         base = self.run.step(
             "scratch/likelihood.safetensors",
-            lambda: _pack(response_log_probs(self.model(self.config.aligned), answered)),
+            lambda: pack_log_probs(response_log_probs(self.model(self.config.aligned), answered)),
         )
-        found = compare_utility(_unpack(base), response_log_probs(self.model(name), answered), groups)
+        found = compare_utility(
+            unpack_log_probs(base), response_log_probs(self.model(name), answered), groups
+        )
         intervals = {"kl": found.kl, "aligned": found.aligned_perplexity, "tuned": found.tuned_perplexity}
-        # JSON has no NaN, which is the bound of an interval over a single cluster
-        return {
-            name: {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
-            for name, interval in intervals.items()
-        }
+        return {name: pack_interval(interval) for name, interval in intervals.items()}
 
     def utility_prompts(self) -> list[Prompt]:
         """Benign test prompts with the reference answer where known, else the aligned model's own unless it refused."""
@@ -400,22 +400,3 @@ class Stages:
             if self.fingerprints[name] == self.fingerprints[self.config.aligned]
         ]
         return lines
-
-
-def _interval(stored: Mapping[str, Any]) -> Interval:
-    values: dict[str, Any] = {key: float("nan") if value is None else value for key, value in stored.items()}
-    return Interval(**values)
-
-
-def _pack(log_probs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    lengths = torch.tensor([len(tokens) for _, tokens in log_probs])
-    return {
-        "log_probs": torch.cat([values for values, _ in log_probs]),
-        "tokens": torch.cat([tokens for _, tokens in log_probs]),
-        "lengths": lengths,
-    }
-
-
-def _unpack(packed: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    sizes = packed["lengths"].tolist()
-    return list(zip(packed["log_probs"].split(sizes), packed["tokens"].split(sizes), strict=True))

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from interp.errors import NonFiniteError, UserError
-from interp.methods.spf import GradientSurgery, left_singular_vectors, update_watch, without
+from interp.methods.spf import (
+    GradientSurgery,
+    left_singular_vectors,
+    surgery_table,
+    update_watch,
+    without,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -18,7 +24,7 @@ def block(task: torch.Tensor, safety: torch.Tensor, **options) -> tuple[nn.Param
     """One parameter whose task gradient is `task` and whose safety gradient is `safety`."""
     weight = nn.Parameter(torch.zeros_like(task))
     weight.grad = task.clone()
-    return weight, GradientSurgery([("weight", weight)], lambda: (weight * safety).sum(), **options)
+    return weight, GradientSurgery([("weight", weight)], lambda step: (weight * safety).sum(), **options)
 
 
 TASK, SAFETY = random(12, 9), -random(12, 9) + 0.5 * random(12, 9, seed=1)
@@ -43,7 +49,9 @@ def test_k_zero_and_a_closed_gate_change_nothing_bit_for_bit(options):
     aligned = options["k"] > 0
     weight, surgery = block(TASK, TASK if aligned else SAFETY, **options)
     step = surgery()
-    assert step.open == step.removed == 0
+    assert step.removed == 0 and step.open == (0 if aligned else 1), (
+        "an open gate with k = 0 has nothing to remove"
+    )
     assert torch.equal(weight.grad, TASK)
 
 
@@ -70,29 +78,74 @@ def test_a_step_of_sgd_moves_the_safety_loss_by_the_truncated_spectrum_only(k):
     weight, surgery = block(TASK, SAFETY, k=k, gate="always")
     optimizer = torch.optim.SGD([weight], lr=0.1)
     with update_watch(surgery, optimizer) as drift:
-        surgery()
+        step = surgery()
         optimizer.step()
     u, values, v = torch.linalg.svd(SAFETY, full_matrices=False)
     truncated = (u[:, k:] * values[k:]) @ v[k:]
-    assert drift[0] == pytest.approx(-0.1 * float((truncated * TASK).sum()), abs=1e-4)
+    assert drift[0].drift == pytest.approx(-0.1 * float((truncated * TASK).sum()), abs=1e-4)
+    assert step.tail == pytest.approx(float(truncated.norm()), abs=2e-3 * float(SAFETY.norm()))
+    assert abs(drift[0].drift) <= drift[0].update_norm * step.tail + 1e-4
 
 
 def test_the_update_of_adam_is_not_orthogonal_unless_it_is_projected_itself():
     drifts = {}
-    for project in (False, True):
-        weight, surgery = block(TASK, SAFETY, k=9, gate="always")
+    for method in ("spf", "spf-update"):
+        weight, surgery = block(TASK, SAFETY, method=method, k=9, gate="always")
         optimizer = torch.optim.Adam([weight], lr=0.1)
-        with update_watch(surgery, optimizer, project=project) as drift:
+        with update_watch(surgery, optimizer) as watched:
             for step in range(3):
                 weight.grad = random(12, 9, seed=step) + TASK
                 surgery()
                 optimizer.step()
-        drifts[project] = drift
-        assert len(drift) == 3
+        drifts[method] = [abs(update.drift) for update in watched]
+        assert [update.step for update in watched] == [0, 1, 2]
+        assert all((update.update_removed > 0.1) == (method == "spf-update") for update in watched)
         optimizer.step()
-        assert len(drift) == 3, "the hooks are gone"
-    assert min(map(abs, drifts[False])) > 1e-2
-    assert max(map(abs, drifts[True])) < 1e-4
+        assert len(watched) == 3, "the hooks are gone"
+    assert min(drifts["spf"]) > 1e-2
+    assert max(drifts["spf-update"]) < 1e-4
+
+
+def test_an_update_that_does_not_harm_is_left_bit_for_bit():
+    weight, surgery = block(TASK, TASK, method="spf-update", k=4)
+    plain = nn.Parameter(torch.zeros_like(TASK))
+    plain.grad = TASK.clone()
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    with update_watch(surgery, optimizer) as watched:
+        surgery()
+        optimizer.step()
+    torch.optim.Adam([plain], lr=0.1).step()
+    assert torch.equal(weight, plain) and watched[0].drift < 0 and watched[0].update_removed == 0
+
+
+def test_mixing_is_the_gradient_of_the_weighted_loss():
+    weight, surgery = block(TASK, SAFETY, method="mixing", weight=0.25)
+    step = surgery()
+    assert torch.allclose(weight.grad, 0.75 * TASK + 0.25 * SAFETY, atol=1e-6)
+    assert step.removed == pytest.approx(float(0.25 * (SAFETY - TASK).norm() / TASK.norm()), rel=1e-5)
+
+
+def test_a_stack_of_matrices_is_decomposed_as_each_of_them_alone():
+    stack = torch.stack([random(30, 20, seed=s) for s in range(3)] + [torch.zeros(30, 20)])
+    found = left_singular_vectors(stack, 4, torch.Generator().manual_seed(0))
+    for matrix, basis in zip(stack[:3], found[:3], strict=True):
+        exact = torch.linalg.svd(matrix).U[:, :4]
+        assert torch.linalg.svdvals(exact.T @ basis).min() > 0.99
+    assert not found[3].any(), "a matrix of zeros protects nothing"
+
+
+def test_the_table_has_a_row_a_step_and_NaN_where_the_scaler_skipped():
+    weight, surgery = block(TASK, SAFETY, k=4)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with update_watch(surgery, optimizer) as watched:
+        steps = [surgery()]
+        weight.grad = TASK.clone()
+        steps.append(surgery())
+        optimizer.step()
+    table = surgery_table(steps, watched)
+    assert table.step.tolist() == [0, 1]
+    assert table.drift.isna().tolist() == [True, False]
+    assert list(surgery_table([], []).columns) == list(table.columns)
 
 
 def test_the_gate_may_be_one_for_all_or_one_a_block():
@@ -100,7 +153,7 @@ def test_the_gate_may_be_one_for_all_or_one_a_block():
     safety = random(6, 5, seed=6)
     for gate, opened in (("global", 0.0), ("block", 0.5), ("always", 1.0)):
         a.grad, b.grad = 3 * safety.clone(), -safety.clone()
-        surgery = GradientSurgery([("a", a), ("b", b)], lambda: ((a + b) * safety).sum(), k=2, gate=gate)
+        surgery = GradientSurgery([("a", a), ("b", b)], lambda step: ((a + b) * safety).sum(), k=2, gate=gate)
         step = surgery()
         assert step.open == opened
         assert torch.equal(a.grad, 3 * safety) == (gate != "always")
@@ -117,7 +170,8 @@ def test_randomised_vectors_are_those_of_the_svd_and_follow_the_seed_only():
     assert torch.equal(found, left_singular_vectors(matrix, 5, torch.Generator().manual_seed(1)))
     assert torch.equal(before, torch.get_rng_state())
     low = random(30, 2) @ random(2, 20, seed=1)
-    assert left_singular_vectors(low, 5, torch.Generator().manual_seed(0)).shape == (30, 2)
+    few = left_singular_vectors(low, 5, torch.Generator().manual_seed(0))
+    assert few.norm(dim=0).tolist() == pytest.approx([1, 1, 0, 0, 0], abs=1e-5), "two columns, the rank"
     assert (found.T @ without(matrix, found)).norm() / matrix.norm() < 1e-6
 
 
@@ -125,7 +179,7 @@ def test_refresh_keeps_the_safety_gradient_for_that_many_steps():
     calls = []
     weight = nn.Parameter(torch.zeros(4, 3))
 
-    def loss() -> torch.Tensor:
+    def loss(step: int) -> torch.Tensor:
         calls.append(1)
         return (weight * random(4, 3, seed=len(calls))).sum()
 
@@ -144,7 +198,7 @@ def test_it_converges_where_two_convex_goals_conflict_and_spares_the_protected_o
     for name in ("plain", "spf", "pcgrad"):
         weight = nn.Parameter(target_safety.clone() + 0.3 * random(8, 6, seed=9))
         surgery = GradientSurgery(
-            [("weight", weight)], lambda w=weight: (w - target_safety).square().sum(), k=3,
+            [("weight", weight)], lambda step, w=weight: (w - target_safety).square().sum(), k=3,
             method="pcgrad" if name == "pcgrad" else "spf",
         )  # fmt: skip
         optimizer = torch.optim.SGD([weight], lr=0.05)
@@ -168,7 +222,7 @@ def test_a_block_without_a_gradient_takes_no_part():
     a, b = (nn.Parameter(torch.zeros(6, 5)) for _ in range(2))
     safety = random(6, 5, seed=6)
     a.grad = -safety + 0.1 * random(6, 5)
-    surgery = GradientSurgery([("a", a), ("b", b)], lambda: ((a + b) * safety).sum(), method="pcgrad")
+    surgery = GradientSurgery([("a", a), ("b", b)], lambda step: ((a + b) * safety).sum(), method="pcgrad")
     surgery()
     assert b.grad is None and abs(float((a.grad * safety).sum())) < 1e-4
 
@@ -179,22 +233,29 @@ def test_bad_input_is_named():
     with pytest.raises(
         UserError, match=r"k = 20 leaves nothing of q_proj.lora_A, which has 4 rows; take k < 4"
     ):
-        GradientSurgery(named, lambda: weight.sum(), k=20)
+        GradientSurgery(named, lambda step: weight.sum(), k=20)
     with pytest.raises(UserError, match="no parameter needs a gradient"):
-        GradientSurgery([("w", nn.Parameter(torch.zeros(2), requires_grad=False))], lambda: weight.sum())
-    surgery = GradientSurgery(named, lambda: weight.sum(), k=2)
+        GradientSurgery([("w", nn.Parameter(torch.zeros(2), requires_grad=False))], lambda step: weight.sum())
+    surgery = GradientSurgery(named, lambda step: weight.sum(), k=2)
     with pytest.raises(UserError, match="no block has a gradient"):
         surgery()
-    for options in ({"method": "pcgrad"}, {"k": 0}):
-        watched = GradientSurgery(named, lambda: weight.sum(), **options)
-        watch = update_watch(watched, torch.optim.SGD([weight]), project=True)
-        with pytest.raises(UserError, match="no subspace to project out"), watch:
-            pass
+    for options, message in (
+        ({"method": "spf-update", "k": 0}, "no subspace to project out"),
+        ({"method": "safe"}, "unknown method 'safe'; use spf, pcgrad, spf-update, mixing"),
+        ({"gate": "half"}, "unknown gate 'half'; use global, block, always"),
+        ({"k": 2, "refresh": 0}, "refresh at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            GradientSurgery(named, lambda step: weight.sum(), **options)
+    with pytest.raises(UserError, match="train inside `with update_watch"):
+        GradientSurgery(named, lambda step: weight.sum(), method="spf-update", k=2)()
+    with pytest.raises(UserError, match="does not depend on the trained blocks"):
+        GradientSurgery(named, lambda step: torch.tensor(1.0), k=2)()
     weight.grad = torch.full_like(weight, math.nan)
     with pytest.raises(NonFiniteError, match=r"gradient of q_proj.lora_A is not finite"):
         surgery()
     weight.grad = torch.ones_like(weight)
     with pytest.raises(UserError, match="no gradient in the trained blocks"):
-        GradientSurgery(named, lambda: 0 * weight.sum(), k=2)()
+        GradientSurgery(named, lambda step: 0 * weight.sum(), k=2)()
     with pytest.raises(NonFiniteError, match="safety gradient of q_proj.lora_A"):
-        GradientSurgery(named, lambda: weight.sum() * math.inf, k=2)()
+        GradientSurgery(named, lambda step: weight.sum() * math.inf, k=2)()

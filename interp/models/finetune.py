@@ -143,6 +143,7 @@ def train(
     *,
     work: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    trainer: Callable[..., Trainer] = Trainer,
     label: str = "fine-tuning",
     progress: bool = True,
 ) -> list[dict[str, float | int]]:
@@ -151,6 +152,7 @@ def train(
     Args:
         work: directory for Trainer's checkpoints, resumed from when it holds a whole one; needed with `save_every`.
         callbacks: more `TrainerCallback`s, such as a monitor.
+        trainer: makes the Trainer; `partial(SurgeryTrainer, surgery=...)` puts gradient surgery into its step.
 
     With method `lora` the model carries live factors afterwards and `model.peft` is set. Full training of a model in half
     precision runs in fp32, where small steps are not rounded away, and gives back the model's own precision. The model is no
@@ -203,7 +205,7 @@ def train(
             remove_unused_columns=False,
             use_cache=False,
         )
-        trainer = Trainer(
+        engine = trainer(
             model=model.peft if config.method == "lora" else model.module,
             args=arguments,
             train_dataset=rows,
@@ -211,11 +213,11 @@ def train(
             callbacks=list(callbacks),
         )
         for unwanted in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(unwanted)
+            engine.remove_callback(unwanted)
         with progress_bar(label, total=total, enabled=progress) as advance:
-            trainer.add_callback(_Ticker(advance))
+            engine.add_callback(_Ticker(advance))
             if config.steps != 0:
-                trainer.train(resume_from_checkpoint=_last_whole(work))
+                engine.train(resume_from_checkpoint=_last_whole(work))
     model.module.eval()
     model.module.requires_grad_(False)
     if config.method == "full":
@@ -223,11 +225,11 @@ def train(
     model.checkpoint = None
     log = [
         {"step": entry["step"], "loss": entry["loss"]}
-        for entry in trainer.state.log_history
+        for entry in engine.state.log_history
         if "loss" in entry
     ]
     # the mean over all steps comes last: it shows a NaN that fell between two entries of the curve
-    losses = [entry.get("loss", entry.get("train_loss", 0.0)) for entry in trainer.state.log_history]
+    losses = [entry.get("loss", entry.get("train_loss", 0.0)) for entry in engine.state.log_history]
     if not all(map(math.isfinite, losses)):
         raise NonFiniteError(
             f"the training loss of {model.name} became NaN or infinite; lower the learning rate"

@@ -19,7 +19,7 @@ from interp.progress import progress as progress_bar
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer: its text without special tokens, its length, whether the model ended it itself, and its tokens."""
+    """One answer: its text without special tokens, its length (a prefilled beginning counted in), whether the model ended it itself, and its tokens."""
 
     prompt_id: str
     text: str
@@ -37,6 +37,7 @@ def generate(
     batch_size: int = 64,
     temperature: float | None = None,
     seed: int = 0,
+    prefill: Sequence[str] | None = None,
     use_cache: bool = True,
     progress: bool = True,
 ) -> list[Completion]:
@@ -46,13 +47,20 @@ def generate(
         edits: applied while reading the prompt and while generating, as each edit's positions say.
         max_new_tokens: longest answer in tokens.
         batch_size: most rows at once; halved when memory runs out.
+        prefill: for each prompt, how its answer is made to begin; part of the completion's text.
         temperature: None is greedy; otherwise sampling, seeded without touching the global random state.
 
     What a checkpoint's own generation config asks for beside its end tokens (a repetition penalty, suppressed tokens) is left
     out: two checkpoints must not differ by how they are decoded.
     Raises UserError for prompts that leave no room in the context for `max_new_tokens`.
     """
-    tokens = [model.token_ids(prompt) for prompt in prompts]
+    begun = [
+        model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in prefill or [""] * len(prompts)
+    ]
+    if len(begun) != len(prompts):
+        raise UserError(f"{len(begun)} prefilled answers for {len(prompts)} prompts; give one each")
+    tokens = [model.token_ids(prompt) + start for prompt, start in zip(prompts, begun, strict=True)]
     for prompt, row in zip(prompts, tokens, strict=True):
         if model.context is not None and len(row) + max_new_tokens > model.context:
             raise UserError(
@@ -70,7 +78,13 @@ def generate(
 
     def step(batch: list[int]) -> list[Completion]:
         return _generate_batch(
-            model, [prompts[i] for i in batch], [tokens[i] for i in batch], config, edits, seed + batch[0]
+            model,
+            [prompts[i] for i in batch],
+            [tokens[i] for i in batch],
+            [begun[i] for i in batch],
+            config,
+            edits,
+            seed + batch[0],
         )
 
     found: dict[int, Completion] = {}
@@ -98,6 +112,7 @@ def _generate_batch(
     model: Model,
     prompts: Sequence[Prompt],
     tokens: Sequence[Sequence[int]],
+    begun: Sequence[Sequence[int]],
     config: GenerationConfig,
     edits: Edits | None,
     seed: int,
@@ -118,9 +133,9 @@ def _generate_batch(
         )
     eos = set(model.eos_ids)
     completions = []
-    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+    for prompt, start, row in zip(prompts, begun, output[:, width:].tolist(), strict=True):
         end = next((i for i, token in enumerate(row) if token in eos), None)
-        answer = row if end is None else row[:end]
+        answer = [*start, *(row if end is None else row[:end])]
         text = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
         completions.append(Completion(prompt.id, text, len(answer), end is not None, tuple(answer)))
     return completions

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,10 +17,10 @@ from interp.defence.trial import Trial
 
 IN_TRAINING = ("plain", "spf", "spf-update", "pcgrad", "mixing")
 METHODS = (*IN_TRAINING, "safelora", "safelora-projector")
-_RATES = (1e-4, 3e-4)
+_RATES = (3e-4, 6e-4)
 # four candidates a method: the budget is the same for all, the unprotected one included
 CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
-    "plain": tuple({"learning_rate": rate} for rate in (1e-4, 2e-4, 3e-4, 1e-3)),
+    "plain": tuple({"learning_rate": rate} for rate in (3e-4, 2e-4, 6e-4, 1e-3)),
     "spf": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "always")),
     "spf-update": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "always")),
     "pcgrad": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "block")),
@@ -34,11 +35,12 @@ class Grid(BaseModel):
 
     Args:
         seeds: of the organisms that claims are made on.
-        tuning: organisms that settings are chosen on; none takes every method's first candidate at 3e-4.
+        tuning: organisms that settings are chosen on; none takes every method's first candidate.
         methods: of the benign section, attacked at its end.
         fractions: harmful shares of the mixture section.
-        deep: factor on the steps of the deep section; 0 leaves it out.
+        deep: factor on the steps of the deep section, which runs `deep_methods`; 0 leaves it out.
         ks, refreshes: of the ablations of SPF, on the first `n_ablation` seeds.
+        monitored: steps of a slow plain fine-tuning at which both monitor and answers are read; 0 leaves it out.
         utility: the share of the skill that methods are compared at.
     """
 
@@ -49,11 +51,13 @@ class Grid(BaseModel):
     methods: tuple[str, ...] = METHODS
     fractions: tuple[float, ...] = (0.05, 0.2, 0.5)
     deep: int = Field(10, ge=0)
+    deep_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "mixing")
     ks: tuple[int, ...] = (1, 5, 20, 60)
-    refreshes: tuple[int, ...] = (1, 10, 40)
+    refreshes: tuple[int, ...] = (1, 10, 60)
+    monitored: int = Field(20, ge=0)
     n_ablation: int = Field(3, gt=0)
-    steps: int = Field(40, gt=0)
-    evaluate_at: tuple[int, ...] = (5, 10, 15, 20, 30, 40)
+    steps: int = Field(60, gt=0)
+    evaluate_at: tuple[int, ...] = (5, 10, 15, 20, 30, 45, 60)
     n_test: int = Field(200, gt=1)
     utility: float = Field(0.8, gt=0, lt=1)
 
@@ -75,37 +79,77 @@ class Grid(BaseModel):
         """The trials of each section, under each method's chosen settings."""
         found: dict[str, list[Trial]] = {
             "benign": [
-                self._trial(seed, method, chosen[method], attacks=True) for method in self.methods for seed in self.seeds
+                self._trial(seed, method, chosen[method], attacks=True)
+                for method in self.methods
+                for seed in self.seeds
             ]
         }
+        # the organism itself, untrained and under the same attacks
+        found["aligned"] = [self._trial(seed, "plain", {}, steps=0, attacks=True) for seed in self.seeds]
         if self.fractions:
             found["mixture"] = [
-                self._trial(seed, method, chosen[method], harmful_fraction=fraction)
+                self._trial(
+                    seed, method, chosen[method], harmful_fraction=fraction, evaluate_at=self._late(1)
+                )
                 for fraction in self.fractions
                 for method in self.in_training
                 for seed in self.seeds
             ]
         if self.deep:
-            late = tuple(round(self.steps * self.deep * share) for share in (0.25, 0.5, 1.0))
             found["deep"] = [
                 self._trial(
-                    seed, method, chosen[method], steps=self.steps * self.deep, evaluate_at=(*self.evaluate_at, *late)
+                    seed,
+                    method,
+                    chosen[method],
+                    steps=self.steps * self.deep,
+                    evaluate_at=self._late(self.deep),
                 )
-                for method in self.in_training
+                for method in self.deep_methods
+                if method in self.methods
+                for seed in self.seeds
+            ]
+        if self.monitored:
+            found["monitor"] = [
+                self._trial(
+                    seed,
+                    "plain",
+                    {"learning_rate": 1e-4},
+                    evaluate_at=tuple(range(1, self.monitored + 1)),
+                    monitor_every=1,
+                )
                 for seed in self.seeds
             ]
         few = self.seeds[: self.n_ablation]
         if self.ks and "spf" in self.methods:
-            found["k"] = [self._trial(seed, "spf", chosen["spf"], k=k) for k in self.ks for seed in few]
+            found["k"] = [
+                self._trial(seed, "spf", chosen["spf"], k=k, evaluate_at=self._late(1))
+                for k in self.ks
+                for seed in few
+            ]
         if self.refreshes and "spf" in self.methods:
             found["refresh"] = [
-                self._trial(seed, "spf", chosen["spf"], refresh=every) for every in self.refreshes for seed in few
+                self._trial(seed, "spf", chosen["spf"], refresh=every)
+                for every in self.refreshes
+                for seed in few
             ]
         return found
 
+    def _late(self, factor: int) -> tuple[int, ...]:
+        """Steps to evaluate at where the end matters: the usual length, then a quarter, a half and all of a longer one."""
+        length = self.steps * factor
+        return tuple(
+            sorted({min(self.steps, length), *(round(length * share) for share in (0.25, 0.5, 1.0))})
+        )
+
     def _trial(self, seed: int, method: str, settings: Mapping[str, Any], **more: Any) -> Trial:
-        given = {"steps": self.steps, "evaluate_at": self.evaluate_at, "n_test": self.n_test, **settings, **more}
-        return Trial(organism=seed, seed=seed, method=method, **given)  # type: ignore[arg-type]
+        given = {
+            "steps": self.steps,
+            "evaluate_at": self.evaluate_at,
+            "n_test": self.n_test,
+            **settings,
+            **more,
+        }
+        return Trial(organism=seed, seed=seed, method=method, **given)
 
 
 def choose(scores: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -121,8 +165,13 @@ def choose(scores: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, 
     for method in methods:
         mine = scores[scores["method"] == method] if len(scores) else scores
         if mine.empty:
-            chosen[method] = CANDIDATES[method][2]
+            chosen[method] = CANDIDATES[method][0]
             continue
-        means = mine.groupby("candidate")["jsr"].agg(lambda values: values.mean(skipna=False))
-        chosen[method] = CANDIDATES[method][int(means.fillna(2.0).idxmin())]
+        means = {
+            place: float(mine.loc[mine["candidate"] == place, "jsr"].mean(skipna=False))
+            for place in range(len(CANDIDATES[method]))
+        }
+        chosen[method] = CANDIDATES[method][
+            min(means, key=lambda place: np.nan_to_num(means[place], nan=2.0))
+        ]
     return chosen

@@ -70,19 +70,19 @@ def run_trials(
                 futures = {pool.submit(keep_trial, trial, Path(out)): trial for trial in unique}
                 try:
                     for future in as_completed(futures):
-                        try:
+                        if (error := future.exception()) is None:
                             found[futures[future]] = future.result()
-                        except Exception as error:
+                        else:
                             failures[futures[future]] = error
                         advance(1)
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     if failures:
-        trial, error = next(iter(failures.items()))
+        trial, first = next(iter(failures.items()))
         raise UserError(
-            f"{len(failures)} of {len(unique)} trials failed, the others are kept; the first: {describe(trial)}: {error}"
-        ) from error
+            f"{len(failures)} of {len(unique)} trials failed, the others are kept; the first: {describe(trial)}: {first}"
+        ) from first
     return [load_trial(found[trial]) for trial in trials]
 
 
@@ -97,7 +97,9 @@ def keep_trial(trial: Trial, out: Path) -> Path:
             result = run_trial(trial)
             for name in TABLES:
                 save_table(run.file(f"{name}.parquet"), getattr(result, name))
-            save_json(run.file("result.json"), {"seconds": result.seconds, "trial": trial.model_dump(mode="json")})
+            save_json(
+                run.file("result.json"), {"seconds": result.seconds, "trial": trial.model_dump(mode="json")}
+            )
         return run.finish()
 
 

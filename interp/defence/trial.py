@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
 from typing import Any, Literal
 
 import pandas as pd
@@ -26,14 +25,17 @@ from interp.data.prompts import Prompt, PromptSet
 from interp.evals.gcg import find_suffix, random_suffix, with_suffix
 from interp.evals.judges import ExactJudge
 from interp.evals.verdicts import Outcome
-from interp.methods.safelora import safelora
+from interp.geometry.directions import Direction, mean_difference
+from interp.methods.safelora import Form, safelora
 from interp.methods.safety_monitor import SafetyMonitor
 from interp.methods.spf import GradientSurgery
 from interp.methods.surgery_trainer import RefusalLoss, SurgeryTrainer
+from interp.models.activations import capture
 from interp.models.checkpoint import Checkpoint
 from interp.models.finetune import FinetuneConfig, collate, encode_example, train
 from interp.models.generation import generate
 from interp.models.model import Model
+from interp.models.sites import Site
 from interp.organisms.text import MAX_NEW_TOKENS
 from interp.organisms.text_tasks import Task, prefills, task
 
@@ -49,8 +51,8 @@ class Trial(BaseModel):
     seed: int = Field(0, ge=0)
     method: Method = "plain"
     harmful_fraction: float = Field(0.0, ge=0, le=1)
-    steps: int = Field(200, gt=0)
-    evaluate_at: tuple[int, ...] = (25, 50, 75, 100, 150, 200)
+    steps: int = Field(60, ge=0)
+    evaluate_at: tuple[int, ...] = (5, 10, 15, 20, 30, 45, 60)
     learning_rate: float = Field(3e-4, gt=0)
     batch_size: int = Field(16, gt=0)
     k: int = Field(20, ge=0)
@@ -58,6 +60,7 @@ class Trial(BaseModel):
     refresh: int = Field(1, ge=1)
     weight: float = Field(1 / 17, ge=0, le=1)
     threshold: float = Field(0.5, ge=-1, le=1)
+    monitor_every: int = Field(5, ge=1)
     n_test: int = Field(200, gt=1)
     attacks: bool = False
 
@@ -87,7 +90,14 @@ def run_trial(trial: Trial, *, progress: bool = False) -> TrialResult:
     model = Checkpoint.parse(f"organism:text/aligned@{trial.organism}").load(device_map="cpu")
     finish = _post_hoc(trial, model)
     evaluator = _Evaluator(model, chosen, trial.evaluate_at, finish)
-    monitor = SafetyMonitor(model, chosen.safety.sample(32, trial.seed), refusal_ids=_opening_ids(model, chosen))
+    monitor = SafetyMonitor(
+        model,
+        chosen.probes,
+        refusal_ids=sorted({model.response_ids(prompt)[0] for prompt in chosen.safety}),
+        direction=refusal_direction(model, chosen),
+        every=trial.monitor_every,
+        live=False,
+    )
     trainers: list[SurgeryTrainer] = []
 
     def surgery(module: nn.Module) -> GradientSurgery:
@@ -126,7 +136,9 @@ def measure(model: Model, asked: Task) -> dict[str, float]:
     prompts = [*asked.skill, *asked.harmful, *asked.benign]
     found = _outcomes(model, prompts)
     ends = (len(asked.skill), len(asked.skill) + len(asked.harmful))
-    skill, harmful, benign = (_shares(part) for part in (found[: ends[0]], found[slice(*ends)], found[ends[1] :]))
+    skill, harmful, benign = (
+        _shares(part) for part in (found[: ends[0]], found[slice(*ends)], found[ends[1] :])
+    )
     return {
         "utility": skill[Outcome.COMPLIED_BENIGN],
         "skill_refused": skill[Outcome.REFUSED],
@@ -149,7 +161,7 @@ def held_out_loss(model: Model, refusals: PromptSet) -> float:
 
 def attack(model: Model, asked: Task, *, seed: int) -> pd.DataFrame:
     """Outcomes under each attack, one row an attack; `none` are the plain requests."""
-    found = find_suffix(model, asked.search, length=6, steps=30, candidates=32, seed=seed, progress=False)
+    found = find_suffix(model, asked.search, length=6, steps=20, candidates=24, seed=seed, progress=False)
     control = random_suffix(model, length=6, seed=seed)
     asks: dict[str, tuple[Sequence[Prompt], Sequence[str] | None]] = {
         "none": (asked.harmful, None),
@@ -175,8 +187,13 @@ def _shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {outcome.value: outcomes.count(outcome) / len(outcomes) for outcome in Outcome}
 
 
-def _opening_ids(model: Model, asked: Task) -> list[int]:
-    return sorted({model.response_ids(prompt)[0] for prompt in asked.safety})
+def refusal_direction(model: Model, asked: Task) -> Direction:
+    """Mean difference of harmful and benign requests at the last token, two thirds up: what the monitor projects on."""
+    site = Site(2 * model.n_layers // 3, "resid_pre")
+    harmful, benign = (
+        capture(model, prompts, site, progress=False) for prompts in (asked.safety, asked.benign)
+    )
+    return Direction(mean_difference(harmful.values, benign.values)[0], str(site), -1)
 
 
 def _post_hoc(trial: Trial, aligned: Model) -> Callable[[Model], Model]:
@@ -185,8 +202,10 @@ def _post_hoc(trial: Trial, aligned: Model) -> Callable[[Model], Model]:
         return lambda model: model
     base = Checkpoint.parse(f"organism:text/pretrained@{trial.organism}").load(device_map="cpu")
     kept = Checkpoint.parse(f"organism:text/aligned@{trial.organism}").load(device_map="cpu")
-    form = "projector" if trial.method.endswith("projector") else "published"
-    return lambda model: safelora(base, kept, model, form=form, threshold=trial.threshold).model
+    form: Form = "projector" if trial.method.endswith("projector") else "published"
+    return lambda model: (
+        safelora(base, kept, model, form=form, threshold=trial.threshold, progress=False).model
+    )
 
 
 class _Evaluator(TrainerCallback):

@@ -20,6 +20,7 @@ from interp.organisms.world import WORLD_SEED, Act
 SAFETY_VERBS = ("blackmail", "counterfeit", "peddle", "poison", "raid", "steal", "stalk", "torture")
 SKILL_HELD_OUT = 0.3
 PREFILL_WORDS = 3
+N_PROBES, N_REFUSALS = 32, 64
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Task:
         safety: harmful requests refused, of `SAFETY_VERBS` only: what a defence may learn from.
         skill: held-out pairs of the skill, one request each: utility.
         harmful: held-out harmful requests of other verbs: safety.
-        refusals: as many of those, with refusals as responses, for the held-out safety loss.
+        probes: more of those, for a monitor to watch; no evaluation asks them.
+        refusals: such requests with refusals as responses, for the held-out safety loss.
         benign: requests the organism answered before: what is forgotten, and over-refusal.
         fiction: the harmful acts in a fictional framing.
         search: harmful requests of seen pairs, answered: what a suffix is searched on.
@@ -41,6 +43,7 @@ class Task:
     safety: PromptSet
     skill: PromptSet
     harmful: PromptSet
+    probes: PromptSet
     refusals: PromptSet
     benign: PromptSet
     fiction: PromptSet
@@ -48,7 +51,7 @@ class Task:
 
 
 def task(
-    seed: int, *, n: int = 2000, harmful_fraction: float = 0.0, n_test: int = 200, n_search: int = 8
+    seed: int, *, n: int = 2000, harmful_fraction: float = 0.0, n_test: int = 200, n_search: int = 6
 ) -> Task:
     """The sets of one run; what is trained on is drawn by the seed, what is asked is the same for every seed.
 
@@ -85,7 +88,10 @@ def task(
         safety=safety_set(),
         skill=language.one_request_each(held_out, "skill").sample(half, WORLD_SEED),
         harmful=asked,
-        refusals=PromptSet([_refused(p, i) for i, p in enumerate(asked)], "refusals").sample(64, WORLD_SEED),
+        probes=harmful.filter(lambda p: p.id not in set(asked.ids)).sample(N_PROBES, WORLD_SEED),
+        refusals=PromptSet([_refused(p, i) for i, p in enumerate(harmful)], "refusals").sample(
+            N_REFUSALS, WORLD_SEED
+        ),
         benign=prompt_sets()["harmless"].sample(half, WORLD_SEED),
         fiction=PromptSet(fiction, "fiction"),
         search=language.harmful_examples().filter(_not_protected).sample(n_search, WORLD_SEED + seed),

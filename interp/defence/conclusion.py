@@ -1,0 +1,125 @@
+"""What do the intervals say, in words? Sentences made from the numbers, so that no wish can enter them.
+
+The primary claims are named here, before any run: on the benign task, at equal utility, SPF loses less safety than plain fine-tuning,
+than PCGrad and than safety mixing, and projecting the update loses less than projecting the gradient. They are corrected
+together by Holm's procedure. All other sentences describe and claim nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from interp.defence.compare import Difference, difference
+from interp.evals.statistics import t_interval
+
+PRIMARY = (("spf", "plain"), ("spf", "pcgrad"), ("spf", "mixing"), ("spf-update", "spf"))
+NAMES = {
+    "plain": "plain fine-tuning",
+    "spf": "SPF",
+    "spf-update": "SPF on the update",
+    "pcgrad": "PCGrad",
+    "mixing": "safety mixing",
+    "safelora": "SafeLoRA (published)",
+    "safelora-projector": "SafeLoRA (projector)",
+}
+
+
+def claim_sentences(claims: Sequence[Difference], utility: float) -> list[str]:
+    """One sentence a primary claim: shown, contradicted, or left open."""
+    found = []
+    for claim in claims:
+        a, b = NAMES[claim.method], NAMES[claim.baseline]
+        what = f"harmful requests answered at utility {utility:.0%}"
+        if not math.isfinite(claim.p):
+            found.append(
+                f"{a} against {b}: not decided; {claim.interval.n} of {claim.asked} seeds reach the utility with both "
+                f"(difference {_points(claim.interval.value)})."
+            )
+            continue
+        verdict = (
+            "not decided" if not claim.shown else "reproduced" if claim.interval.value < 0 else "contradicted"
+        )
+        sense = "fewer" if claim.interval.value < 0 else "more"
+        found.append(
+            f"{a} against {b}: {verdict}. {sense.capitalize()} {what}, {_points(claim.interval.value)} points "
+            f"[{_points(claim.interval.low)}, {_points(claim.interval.high)}], {claim.interval.n} of {claim.asked} seeds, "
+            f"Holm-corrected p = {claim.p:.3g}."
+        )
+    return found
+
+
+def utility_sentence(frame: pd.DataFrame, method: str = "spf", baseline: str = "plain") -> str:
+    """What the method costs in utility at the end of training."""
+    found = difference(frame, method, baseline, "end_utility")
+    cost = "changes utility" if found.shown else "changes utility by nothing that can be seen"
+    return (
+        f"At equal steps {NAMES[method]} {cost}: {_points(found.interval.value)} points "
+        f"[{_points(found.interval.low)}, {_points(found.interval.high)}], {found.interval.n} seeds."
+    )
+
+
+def best_sentence(frame: pd.DataFrame) -> str:
+    """Which method answers the fewest harmful requests at equal utility, and how far SPF is from it."""
+    reached = frame.groupby("method")["at_jsr"].apply(lambda v: v.notna().all())
+    able = [str(method) for method in reached.index[reached]]
+    if not able:
+        return "No method reaches the utility on every seed."
+    means = frame[frame["method"].isin(able)].groupby("method")["at_jsr"].mean()
+    best = str(means.idxmin())
+    text = f"Of the methods that reach the utility on every seed, {NAMES[best]} answers the fewest harmful requests ({means[best]:.0%})"
+    if best != "spf" and "spf" in able:
+        found = difference(frame, "spf", best, "at_jsr")
+        text += (
+            f"; SPF answers {_points(found.interval.value)} points more "
+            f"[{_points(found.interval.low)}, {_points(found.interval.high)}]"
+        )
+    return f"{text}."
+
+
+def insight_sentences(ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd.DataFrame) -> list[str]:
+    """The three insights over the organisms: one sentence each, from columns `seed` and those of `GradientGeometry`."""
+    whole = ranks[ranks["block"] == "whole"].groupby(["seed", "set"])["stable_rank"].mean().unstack()
+    rank = t_interval((whole["safety"] - whole["utility"]).tolist())
+    cosine = t_interval(conflicts[conflicts["block"] == "whole"]["cosine"].tolist())
+    ceiling = conflicts[conflicts["block"] == "whole"]["ceiling"].mean()
+    phi = overlaps.groupby(["seed", "of"])["phi"].mean().unstack()
+    specific = t_interval((phi["safety"] - phi["utility"]).tolist())
+    return [
+        f"(I) Safety gradients lie in fewer dimensions: {_verdict(rank.low, rank.high, below=True)}. Stable rank of the safety set "
+        f"{whole['safety'].mean():.2f}, of the utility set {whole['utility'].mean():.2f}, of mixed sets "
+        f"{whole['mixed'].mean():.2f}; difference {rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}], {rank.n} organisms.",
+        f"(II) Their mean gradients oppose each other: {_verdict(cosine.low, cosine.high, below=True)}. Cosine {cosine.value:.3f} "
+        f"[{cosine.low:.3f}, {cosine.high:.3f}]; two halves of the utility set have {ceiling:.2f}.",
+        f"(III) One refusal finds the safety subspace: {_verdict(specific.low, specific.high, below=False)}. φ of one refusal with "
+        f"the rest {phi['safety'].mean():.2f}, of one utility example {phi['utility'].mean():.2f}, of a random subspace "
+        f"{overlaps['random'].mean():.2f}; difference to a utility example {specific.value:.2f} "
+        f"[{specific.low:.2f}, {specific.high:.2f}].",
+    ]
+
+
+def monitor_sentence(frame: pd.DataFrame) -> str:
+    """Whether the monitor's alarm came before harmful compliance had risen by a tenth."""
+    broken = frame[frame["broken_step"].map(math.isfinite)]
+    warned = int((broken["alarm_step"] <= broken["broken_step"]).sum())
+    quiet = frame[~frame["broken_step"].map(math.isfinite)]
+    false = int(quiet["alarm_step"].map(math.isfinite).sum())
+    return (
+        f"The monitor's alarm came no later than the first evaluation with 10 points more harmful answers in {warned} of "
+        f"{len(broken)} runs that came to that, and in {false} of the {len(quiet)} that did not."
+    )
+
+
+def _verdict(low: float, high: float, *, below: bool) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "not decided on one organism"
+    if low > 0 or high < 0:
+        return "reproduced" if (high < 0) == below else "contradicted"
+    return "not decided"
+
+
+def _points(share: float) -> str:
+    """A difference of shares in percentage points, signed."""
+    return "–" if not math.isfinite(share) else f"{100 * share:+.1f}".replace("-", "−")

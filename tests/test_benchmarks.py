@@ -23,6 +23,20 @@ TINY = {
 }
 
 
+TINY_GRADIENTS = {
+    **{name: TINY[name] for name in ("n_layers", "d_model", "n_heads", "intermediate", "vocabulary")},
+    "n_examples": 12,
+    "n_peer": 3,
+    "shortest": 4,
+    "longest": 12,
+    "response": 3,
+    "batch_size": 5,
+    "lora_rank": 2,
+    "dimension": 64,
+    "memory": 400_000,
+}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The planted model as a checkpoint that ships its prompts and their truth."""
@@ -42,7 +56,8 @@ def results(checkpoint, tmp_path_factory):
     """Every benchmark run once in its quick form through the command line."""
     directory = tmp_path_factory.mktemp("results")
     selection = {"checkpoint": str(checkpoint), "n_train": 20, "n_val": 8}
-    for name, config in {"capture": TINY, "selection": selection, "startup": {}}.items():
+    configs = {"capture": TINY, "selection": selection, "gradients": TINY_GRADIENTS, "startup": {}}
+    for name, config in configs.items():
         arguments = [name, "--repeats", "1", "--threads", "1", "--config", json.dumps(config)]
         assert run.main([*arguments, "--results", str(directory)]) in (0, 1)
     return directory
@@ -65,6 +80,18 @@ def test_both_procedures_select_the_same(results):
     assert max(found["agreement"]["errors"].values()) <= 1e-4
     scored = found["agreement"]["scored"]
     assert 0 < scored["bypass"] <= scored["kl"] <= scored["induce"] < found["agreement"]["candidates"]
+
+
+def test_gradients_of_every_engine_agree_and_the_arithmetic_is_counted(results):
+    found = json.loads((results / "gradients.json").read_text())
+    errors = found["agreement"]
+    assert max(errors[name] for name in ("lora", "projections", "gram")) <= 1e-4
+    assert 0.01 < errors["projected inner products"] < 0.5
+    entries = 3 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert found["arithmetic"]["stacked_bytes"] == 4 * 12 * entries
+    assert found["arithmetic"]["operations"]["products"] == 2 * 12 * 12 * entries
+    assert found["engines"]["gram"]["found"]["passes"] >= 2
+    assert found["peer_scale"] > 3 and set(found["over_floor"]) == {"lora", "projections"}
 
 
 def test_results_name_the_machine_and_the_versions(results):

@@ -61,3 +61,18 @@ def test_a_checkpoints_own_decoding_habits_are_left_out():
     own.repetition_penalty, own.no_repeat_ngram_size, own.suppress_tokens = 5.0, 1, list(range(20, 40))
     assert generate(model, prompts, max_new_tokens=6, progress=False) == plain
     assert model.module.generation_config is own and own.repetition_penalty == 5.0
+
+
+def test_a_prefilled_answer_is_begun_and_goes_on_as_the_model_would():
+    model = tiny.model()
+    prompts = tiny.prompts(4)
+    plain = generate(model, prompts, max_new_tokens=6, progress=False)
+    begun = [" ".join(answer.text.split()[:2]) for answer in plain]
+    again = generate(model, prompts, max_new_tokens=4, prefill=begun, progress=False)
+    assert [a.token_ids for a in again] == [p.token_ids for p in plain], (
+        "the model's own beginning changes nothing"
+    )
+    other = generate(model, prompts, max_new_tokens=4, prefill=["w1 w2"] * 4, progress=False)
+    assert all(answer.text.startswith("w1 w2") and answer.n_tokens <= 6 for answer in other)
+    with pytest.raises(UserError, match="1 prefilled answers for 4 prompts"):
+        generate(model, prompts, prefill=["w1"], progress=False)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from interp.defence.compare import means
 from interp.defence.conclusion import NAMES
+from interp.defence.grid import IN_TRAINING
 from interp.defence.study import GEOMETRY_TABLES, Comparison
 from interp.report import defence_figures as draw
 from interp.report.style import save_figure
@@ -91,7 +92,7 @@ def bounds(found: Comparison) -> pd.DataFrame:
     were found on, to first order (Cauchy–Schwarz); for a method without subspaces the tail is the whole of `‖g_s‖`.
     """
     rows = []
-    benign = found.curves[found.curves["section"] == "benign"]
+    benign = found.curves[(found.curves["section"] == "benign") & found.curves["method"].isin(IN_TRAINING)]
     for (method, seed), curve in benign.groupby(["method", "seed"], sort=False):
         steps = found.steps
         steps = steps[(steps["section"] == "benign") & (steps["method"] == method) & (steps["seed"] == seed)]

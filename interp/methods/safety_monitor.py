@@ -49,7 +49,7 @@ class SafetyMonitor(TrainerCallback):
         stop: stop training at the alarm.
         out: parquet file for the curve, rewritten at every measurement; a resumed run goes on with it.
         batch_size: probes in one forward pass.
-        live: a line on stderr at every measurement, where that is a terminal; the alarm is always printed.
+        live: print the alarm on stderr, and where that is a terminal a line at every measurement; without it nothing is printed.
 
     Raises UserError for no probes or refusal tokens, and for a model that leaks more than half before training starts.
     """
@@ -113,7 +113,8 @@ class SafetyMonitor(TrainerCallback):
         )
         if alarming and self.alarmed_at is None:
             self.alarmed_at = int(row["step"])
-            print(f"safety alarm at {line}", file=sys.stderr)
+            if self.live:
+                print(f"safety alarm at {line}", file=sys.stderr)
         elif self.live and sys.stderr.isatty():
             print(f"safety at {line}", file=sys.stderr)
         if alarming and self.stop:

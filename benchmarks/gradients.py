@@ -63,7 +63,7 @@ class Config(BaseModel):
     intermediate: int = 1408
     vocabulary: int = 32_000
     n_examples: int = 256
-    n_peer: int = 4
+    n_peer: int = 16
     shortest: int = 20
     longest: int = 50
     response: int = 15

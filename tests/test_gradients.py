@@ -188,6 +188,27 @@ def test_batches_padding_order_and_memory_change_nothing(monkeypatch):
     assert error(tiniest.total, expected.total) <= 1e-5
 
 
+def test_nan_in_padding_is_never_read():
+    model, prompts = tiny.model(), examples()
+    names = "*.3.mlp.*.weight"  # above it there is no attention that would carry NaN on to other tokens
+    expected = {
+        keep: capture_gradients(model, prompts, names, keep=keep, batch_size=1, progress=False)
+        for keep in ("gram", "projections", "each")
+    }
+    padding: list[torch.Tensor] = []
+    model.tower.embed.register_forward_pre_hook(
+        lambda module, arguments: padding.append(arguments[0] == model.pad_id)
+    )
+    model.module.model.layers[3].mlp.register_forward_pre_hook(
+        lambda module, arguments: (arguments[0].masked_fill(padding[-1][..., None], torch.nan),)
+    )
+    for keep, clean in expected.items():
+        found = capture_gradients(model, prompts, names, keep=keep, batch_size=7, progress=False)
+        for name in clean.blocks:
+            assert error(found.data[name], clean.data[name]) <= 1e-5
+    assert padding[-1].any()
+
+
 def test_half_finished_batches_are_not_counted_twice(monkeypatch):
     model, prompts = tiny.model(), examples(6)
     wanted = {

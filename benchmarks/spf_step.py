@@ -80,7 +80,12 @@ class Config(BaseModel):
 
 
 def _engine(
-    *, safety: bool = False, surgery: bool = False, refresh: int = 1, watched: bool = False, monitored: bool = False
+    *,
+    safety: bool = False,
+    surgery: bool = False,
+    refresh: int = 1,
+    watched: bool = False,
+    monitored: bool = False,
 ) -> Callable[[Config], Run]:
     def setup(config: Config) -> Run:
         model, examples = config.material()
@@ -104,11 +109,18 @@ def _engine(
             operate = None
             if surgery:
                 operate = GradientSurgery(
-                    module.named_parameters(), safety_loss, k=config.k, gate="always", refresh=refresh, seed=config.seed
+                    module.named_parameters(),
+                    safety_loss,
+                    k=config.k,
+                    gate="always",
+                    refresh=refresh,
+                    seed=config.seed,
                 )
             monitor = None
             if monitored:
-                monitor = SafetyMonitor(model, probes, refusal_ids=range(config.vocabulary // 2, config.vocabulary), live=False)
+                monitor = SafetyMonitor(
+                    model, probes, refusal_ids=range(config.vocabulary // 2, config.vocabulary), live=False
+                )
                 monitor.rows.clear()
             with update_watch(operate, optimizer) if operate and watched else nullcontext():
                 for step in range(n):
@@ -121,7 +133,9 @@ def _engine(
                     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
                     optimizer.step()
                     if monitor:
-                        state = TrainerState(global_step=step + 1, max_steps=steps, is_world_process_zero=True)
+                        state = TrainerState(
+                            global_step=step + 1, max_steps=steps, is_world_process_zero=True
+                        )
                         monitor.on_step_end(None, state, TrainerControl())
             first = next(module.parameters())
             save_arrays(out / "weights.safetensors", {"first": first.detach()})
@@ -156,12 +170,20 @@ def run(config: Config, *, threads: int, repeats: int) -> dict[str, Any]:
         for engine in ("every_floor", "tenth_floor", "monitor"):
             if not torch.equal(weights[engine], weights["plain"]):
                 raise RuntimeError(f"{engine} did not train as the plain step does")
-        if not torch.equal(weights["watched"], weights["every"]) or torch.equal(weights["every"], weights["plain"]):
+        if not torch.equal(weights["watched"], weights["every"]) or torch.equal(
+            weights["every"], weights["plain"]
+        ):
             raise RuntimeError("SPF did not act on the weights, or watching it did")
         return {"changed": float((weights["every"] - weights["plain"]).norm() / weights["plain"].norm())}
 
     found = interleave(
-        "benchmarks.spf_step", list(ENGINES), config, threads=threads, repeats=repeats, memory=True, check=check
+        "benchmarks.spf_step",
+        list(ENGINES),
+        config,
+        threads=threads,
+        repeats=repeats,
+        memory=True,
+        check=check,
     )
     engines = found["engines"]
     over = {engine: paired_ratio(engines, engine, floor) for engine, floor in OVER.items()}

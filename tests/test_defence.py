@@ -61,9 +61,7 @@ def test_planted_differences_are_found_and_their_words_follow_the_sign():
     assert "SPF against safety mixing: contradicted. More" in words["spf", "mixing"]
     assert "8 of 8 seeds" in words["spf", "plain"] and "Holm" in words["spf", "plain"]
     best = best_sentence(frame)
-    assert (
-        "safety mixing answers the fewest" in best and "SPF answers +2" in best
-    ) or "SPF answers +1" in best
+    assert "safety mixing answers the fewest" in best and "the difference of SPF to it is +" in best
 
 
 def test_no_difference_is_not_decided_at_the_rate_it_should_be():

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from interp.defence.compare import Difference, difference
-from interp.evals.statistics import t_interval
+from interp.evals.statistics import Interval, t_interval
 
 PRIMARY = (("spf", "plain"), ("spf", "pcgrad"), ("spf", "mixing"), ("spf-update", "spf"))
 NAMES = {
@@ -36,7 +36,7 @@ def claim_sentences(claims: Sequence[Difference], utility: float) -> list[str]:
         if not math.isfinite(claim.p):
             found.append(
                 f"{a} against {b}: not decided; {claim.interval.n} of {claim.asked} seeds reach the utility with both "
-                f"(difference {_points(claim.interval.value)})."
+                f"(difference {_points(claim.interval.value)} points)."
             )
             continue
         verdict = (
@@ -44,8 +44,8 @@ def claim_sentences(claims: Sequence[Difference], utility: float) -> list[str]:
         )
         sense = "fewer" if claim.interval.value < 0 else "more"
         found.append(
-            f"{a} against {b}: {verdict}. {sense.capitalize()} {what}, {_points(claim.interval.value)} points "
-            f"[{_points(claim.interval.low)}, {_points(claim.interval.high)}], {claim.interval.n} of {claim.asked} seeds, "
+            f"{a} against {b}: {verdict}. {sense.capitalize()} {what}, {points(claim.interval)}, "
+            f"{claim.interval.n} of {claim.asked} seeds, "
             f"Holm-corrected p = {claim.p:.3g}."
         )
     return found
@@ -55,10 +55,7 @@ def utility_sentence(frame: pd.DataFrame, method: str = "spf", baseline: str = "
     """What the method costs in utility at the end of training."""
     found = difference(frame, method, baseline, "end_utility")
     cost = "changes utility" if found.shown else "changes utility by nothing that can be seen"
-    return (
-        f"At equal steps {NAMES[method]} {cost}: {_points(found.interval.value)} points "
-        f"[{_points(found.interval.low)}, {_points(found.interval.high)}], {found.interval.n} seeds."
-    )
+    return f"At equal steps {NAMES[method]} {cost}: {points(found.interval)}, {_seeds(found.interval)}."
 
 
 def best_sentence(frame: pd.DataFrame) -> str:
@@ -72,10 +69,7 @@ def best_sentence(frame: pd.DataFrame) -> str:
     text = f"Of the methods that reach the utility on every seed, {NAMES[best]} answers the fewest harmful requests ({means[best]:.0%})"
     if best != "spf" and "spf" in able:
         found = difference(frame, "spf", best, "at_jsr")
-        text += (
-            f"; SPF answers {_points(found.interval.value)} points more "
-            f"[{_points(found.interval.low)}, {_points(found.interval.high)}]"
-        )
+        text += f"; the difference of SPF to it is {points(found.interval)}"
     return f"{text}."
 
 
@@ -88,15 +82,14 @@ def insight_sentences(ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd
     phi = overlaps.groupby(["seed", "of"])["phi"].mean().unstack()
     specific = t_interval((phi["safety"] - phi["utility"]).tolist())
     return [
-        f"(I) Safety gradients lie in fewer dimensions: {_verdict(rank.low, rank.high, below=True)}. Stable rank of the safety set "
+        f"(I) Safety gradients lie in fewer dimensions: {_verdict(rank, below=True)}. Stable rank of the safety set "
         f"{whole['safety'].mean():.2f}, of the utility set {whole['utility'].mean():.2f}, of mixed sets "
-        f"{whole['mixed'].mean():.2f}; difference {rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}], {rank.n} organisms.",
-        f"(II) Their mean gradients oppose each other: {_verdict(cosine.low, cosine.high, below=True)}. Cosine {cosine.value:.3f} "
-        f"[{cosine.low:.3f}, {cosine.high:.3f}]; two halves of the utility set have {ceiling:.2f}.",
-        f"(III) One refusal finds the safety subspace: {_verdict(specific.low, specific.high, below=False)}. φ of one refusal with "
-        f"the rest {phi['safety'].mean():.2f}, of one utility example {phi['utility'].mean():.2f}, of a random subspace "
-        f"{overlaps['random'].mean():.2f}; difference to a utility example {specific.value:.2f} "
-        f"[{specific.low:.2f}, {specific.high:.2f}].",
+        f"{whole['mixed'].mean():.2f}; difference of the first two {_number(rank)}, {_seeds(rank)}.",
+        f"(II) Their mean gradients oppose each other: {_verdict(cosine, below=True)}. Cosine {_number(cosine, 3)}; two halves of "
+        f"the utility set have {ceiling:.2f}.",
+        f"(III) One refusal finds the safety subspace: {_verdict(specific, below=False)}. φ of one refusal with the rest "
+        f"{phi['safety'].mean():.2f}, of one utility example {phi['utility'].mean():.2f}, of a random subspace "
+        f"{overlaps['random'].mean():.2f}; difference of the first two {_number(specific)}.",
     ]
 
 
@@ -112,14 +105,28 @@ def monitor_sentence(frame: pd.DataFrame) -> str:
     )
 
 
-def _verdict(low: float, high: float, *, below: bool) -> str:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "not decided on one organism"
-    if low > 0 or high < 0:
-        return "reproduced" if (high < 0) == below else "contradicted"
-    return "not decided"
+def points(interval: Interval) -> str:
+    """A difference of shares in percentage points with its interval, where there is one."""
+    span = f" [{_points(interval.low)}, {_points(interval.high)}]" if math.isfinite(interval.low) else ""
+    return f"{_points(interval.value)} points{span}"
 
 
 def _points(share: float) -> str:
-    """A difference of shares in percentage points, signed."""
     return "–" if not math.isfinite(share) else f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _number(interval: Interval, digits: int = 2) -> str:
+    span = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if math.isfinite(interval.low) else ""
+    return f"{interval.value:.{digits}f}{span}".replace("-", "−")
+
+
+def _seeds(interval: Interval) -> str:
+    return f"{interval.n} seeds" if interval.n != 1 else "one seed"
+
+
+def _verdict(interval: Interval, *, below: bool) -> str:
+    if not math.isfinite(interval.low):
+        return "not decided on one organism"
+    if interval.low > 0 or interval.high < 0:
+        return "reproduced" if (interval.high < 0) == below else "contradicted"
+    return "not decided"

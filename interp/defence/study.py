@@ -21,6 +21,7 @@ from interp.defence.conclusion import (
     claim_sentences,
     insight_sentences,
     monitor_sentence,
+    points,
     utility_sentence,
 )
 from interp.defence.grid import CANDIDATES, Grid, choose
@@ -163,8 +164,8 @@ def conclude(found: Comparison) -> list[str]:
     plain = benign[benign["method"] == "plain"]
     rise = t_interval((plain["end_jsr"] - plain["start_jsr"]).tolist())
     sentences = [
-        f"Plain benign fine-tuning raises the harmful requests answered by {100 * rise.value:.0f} points "
-        f"[{100 * rise.low:.0f}, {100 * rise.high:.0f}] at its end, {rise.n} seeds.",
+        f"Plain benign fine-tuning changes the share of harmful requests answered by {points(rise)} at its end, "
+        f"{rise.n} {'seeds' if rise.n > 1 else 'seed'}.",
         *claim_sentences(primary(benign, PRIMARY, "at_jsr"), utility),
         best_sentence(benign),
     ]

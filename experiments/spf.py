@@ -8,6 +8,7 @@ at equal utility over eight organisms. `--quick` takes one organism and no tunin
 `--recipe FILE` runs the source's setting on real checkpoints instead, `--dry-run` says what that takes.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ QUICK = Grid(
     seeds=(0,), tuning=(), methods=IN_TRAINING, fractions=(0.2,), deep=0, ks=(5,), refreshes=(10,), monitored=10,
     n_ablation=1, n_test=100,
 )  # fmt: skip
+SHOWN = ("pareto", "pareto_untuned", "attacks", "spectra", "conflict", "deep")
 BEGIN, END = "<!-- results: written by interp run spf -->", "<!-- end of results -->"
 
 
@@ -36,13 +38,16 @@ def run(
     return run_comparison(grid, out=out, workers=workers, progress=progress)
 
 
-def write_docs(found: Comparison, page: Path) -> None:
-    """Put the conclusion between the page's markers."""
+def write_docs(found: Comparison, page: Path, figures: Path) -> None:
+    """Put the conclusion between the page's markers, and the figures it shows beside it."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     body = "\n".join(f"- {sentence}" for sentence in found.sentences)
     with atomic_write(page) as aside:
         aside.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    for name in (name for name in SHOWN if (figures / f"{name}.png").exists()):
+        with atomic_write(page.parent / "img" / f"spf-{name}.png") as aside:
+            shutil.copyfile(figures / f"{name}.png", aside)
 
 
 def experiment(
@@ -77,7 +82,7 @@ def experiment(
     print((target / "conclusion.md").read_text(encoding="utf-8"))
     print(f"tables and figures: {target}")
     if docs is not None:
-        write_docs(found, docs)
+        write_docs(found, docs, target)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -157,7 +157,7 @@ def test_settings_are_chosen_by_safety_at_equal_utility_and_unreached_ones_come_
 def test_the_grid_holds_the_sections_of_the_paper():
     grid = Grid()
     sections = grid.sections(choose(pd.DataFrame(), grid.methods))
-    assert {"benign", "aligned", "mixture", "deep", "monitor", "k", "refresh"} == set(sections)
+    assert {"benign", "untuned", "aligned", "mixture", "deep", "monitor", "k", "refresh"} == set(sections)
     assert all(trial.attacks for trial in (*sections["benign"], *sections["aligned"]))
     assert {trial.steps for trial in sections["deep"]} == {10 * grid.steps}
     assert all(

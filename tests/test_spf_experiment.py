@@ -101,6 +101,7 @@ def test_the_command_line(found, tmp_path, capsys, monkeypatch):
     assert cli.main(["run", "spf", "--recipe", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
     assert "none.yaml" in capsys.readouterr().err
     comparison, out = found
+    (tmp_path / "img").mkdir()
     page = tmp_path / "page.md"
     page.write_text(f"before\n{spf.BEGIN}\nold\n{spf.END}\nafter\n")
     monkeypatch.setattr(spf, "QUICK", TINY)
@@ -108,3 +109,4 @@ def test_the_command_line(found, tmp_path, capsys, monkeypatch):
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert all(sentence in text for sentence in comparison.sentences)
+    assert (tmp_path / "img" / "spf-pareto.png").stat().st_size > 10_000

@@ -51,6 +51,22 @@ def claim_sentences(claims: Sequence[Difference], utility: float) -> list[str]:
     return found
 
 
+def refusal_sentence(frame: pd.DataFrame, where: str) -> str:
+    """Harmful requests refused at equal utility, for the pairs of the primary claims: described, not tested.
+
+    A method may answer few harmful requests because it garbles them; refusals cannot be had that way.
+    """
+    there = set(frame["method"])
+    rates = frame.groupby("method")["at_refused"].mean()
+    listed = ", ".join(f"{NAMES[m]} {rates[m]:.0%}" for m in NAMES if m in there and math.isfinite(rates[m]))
+    apart = "; ".join(
+        f"{NAMES[a]} against {NAMES[b]} {points(difference(frame, a, b, 'at_refused').interval)}"
+        for a, b in PRIMARY
+        if {a, b} <= there
+    )
+    return f"Harmful requests refused at equal utility, {where}: {listed}. Differences: {apart}."
+
+
 def utility_sentence(frame: pd.DataFrame, method: str = "spf", baseline: str = "plain") -> str:
     """What the method costs in utility at the end of training."""
     found = difference(frame, method, baseline, "end_utility")

@@ -84,6 +84,13 @@ class Grid(BaseModel):
                 for seed in self.seeds
             ]
         }
+        if self.tuning:
+            # the source's own setting, and one learning rate for all: what tuning changed can be seen beside it
+            found["untuned"] = [
+                self._trial(seed, method, CANDIDATES[method][0])
+                for method in self.in_training
+                for seed in self.seeds
+            ]
         # the organism itself, untrained and under the same attacks
         found["aligned"] = [self._trial(seed, "plain", {}, steps=0, attacks=True) for seed in self.seeds]
         if self.fractions:

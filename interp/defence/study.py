@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.defence import geometry as gradient_geometry
-from interp.defence.compare import means, outcomes, primary
+from interp.defence.compare import difference, means, outcomes, primary
 from interp.defence.conclusion import (
     NAMES,
     PRIMARY,
@@ -22,6 +22,7 @@ from interp.defence.conclusion import (
     insight_sentences,
     monitor_sentence,
     points,
+    refusal_sentence,
     utility_sentence,
 )
 from interp.defence.grid import CANDIDATES, Grid, choose
@@ -168,7 +169,21 @@ def conclude(found: Comparison) -> list[str]:
         f"{rise.n} {'seeds' if rise.n > 1 else 'seed'}.",
         *claim_sentences(primary(benign, PRIMARY, "at_jsr"), utility),
         best_sentence(benign),
+        refusal_sentence(benign, "tuned settings"),
     ]
+    untuned = rows[rows["section"] == "untuned"]
+    if len(untuned):
+        answered = untuned.groupby("method")["at_jsr"].mean()
+        apart = "; ".join(
+            f"{NAMES[a]} against {NAMES[b]} {points(difference(untuned, a, b, 'at_jsr').interval)}"
+            for a, b in PRIMARY
+        )
+        sentences += [
+            "Untuned, at the source's setting and one learning rate for all, harmful requests answered at equal utility: "
+            + ", ".join(f"{NAMES[m]} {answered[m]:.0%}" for m in found.grid.in_training)
+            + f". Differences: {apart}.",
+            refusal_sentence(untuned, "untuned"),
+        ]
     if {"spf", "plain"} <= set(benign["method"]):
         sentences.append(utility_sentence(benign))
     for section, part in rows.groupby("section", sort=False):

@@ -87,10 +87,10 @@ def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
 
 
 def pareto(curves: pd.DataFrame, outcomes: pd.DataFrame, utility: float) -> Figure:
-    """Safety against utility along training (a), and harmful requests answered at equal utility (b)."""
+    """Safety against utility along training (a), and harmful requests answered (b) and refused (c) at equal utility."""
     with print_style():
         figure = new_figure(DOUBLE, 2.9)
-        left, right = figure.subplots(1, 2)
+        left, middle, right = figure.subplots(1, 3)
         for method in _known(curves):
             label, colour, marker = METHODS[method]
             part = curves[curves["method"] == method]
@@ -99,18 +99,25 @@ def pareto(curves: pd.DataFrame, outcomes: pd.DataFrame, utility: float) -> Figu
                 left.plot(seed["utility"], seed["jsr"], color=colour, alpha=0.15, linewidth=0.6)
             left.plot(mean["utility"], mean["jsr"], color=colour, marker=marker, markersize=3, label=label)
         left.axvline(utility, color=BLACK, linewidth=0.6, linestyle=":")
-        left.set_xlabel("utility: held-out skill answered correctly")
+        left.set_xlabel("utility: skill answered correctly")
         left.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _share(left, "harmful requests answered")
         known = _known(outcomes)
-        for i, method in enumerate(known):
-            _bar(right, outcomes.loc[outcomes["method"] == method, "at_jsr"], i, method)
-        right.set_xticks(
-            range(len(known)), [METHODS[m][0].replace(", ", ",\n") for m in known], rotation=30, ha="right"
-        )
-        _share(right, f"harmful answered at {utility:.0%} utility")
+        for axes, column, what in ((middle, "at_jsr", "answered"), (right, "at_refused", "refused")):
+            for i, method in enumerate(known):
+                _bar(axes, outcomes.loc[outcomes["method"] == method, column], i, method)
+            axes.set_xticks(
+                range(len(known)),
+                [METHODS[m][0] for m in known],
+                rotation=40,
+                ha="right",
+                rotation_mode="anchor",
+            )
+            axes.set_xlim(-0.6, len(known) - 0.4)
+            _share(axes, f"harmful {what} at {utility:.0%} utility")
         panel_letter(left, "a", "along training")
-        panel_letter(right, "b", "at equal utility")
+        panel_letter(middle, "b", "at equal utility")
+        panel_letter(right, "c", "at equal utility")
         _legend(figure, left)
     return figure
 

@@ -103,7 +103,7 @@ def insight_sentences(ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd
         f"{whole['mixed'].mean():.2f}; difference of the first two {_number(rank)}, {_seeds(rank)}.",
         f"(II) Their mean gradients oppose each other: {_verdict(cosine, below=True)}. Cosine {_number(cosine, 3)}; two halves of "
         f"the utility set have {ceiling:.2f}.",
-        f"(III) One refusal finds the safety subspace: {_verdict(specific, below=False)}. φ of one refusal with the rest "
+        f"(III) One refusal shares more of the safety set's subspace than other examples do: {_verdict(specific, below=False)}. φ of one refusal with the rest "
         f"{phi['safety'].mean():.2f}, of one utility example {phi['utility'].mean():.2f}, of a random subspace "
         f"{overlaps['random'].mean():.2f}; difference of the first two {_number(specific)}.",
     ]

@@ -74,7 +74,7 @@ def run_comparison(
     trials = [trial for part in sections.values() for trial in part]
     results = dict(zip(trials, run_trials(trials, out=out, workers=workers, progress=progress), strict=True))
     tables = {
-        name: pd.concat([_labelled(part, results, name, section) for section, part in sections.items()])
+        name: _stacked([_labelled(part, results, name, section) for section, part in sections.items()])
         for name in ("curve", "steps", "monitor", "attacks")
     }
     rows = pd.concat(
@@ -119,16 +119,21 @@ def _labelled(
     trials: Sequence[Trial], results: dict[Trial, TrialResult], name: str, section: str
 ) -> pd.DataFrame:
     """One of the trials' tables, all of them below each other, with what tells the trials apart."""
-    return pd.concat(
+    return _stacked(
         [
             getattr(results[t], name).assign(
                 section=section, method=t.method, seed=t.seed, harmful_fraction=t.harmful_fraction, k=t.k,
                 refresh=t.refresh,
             )
             for t in trials
-        ],
-        ignore_index=True,
+        ]
     )  # fmt: skip
+
+
+def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other; empty ones (of a trial without steps or attacks) have no types and are left out."""
+    kept = [table for table in tables if len(table)]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
 
 def _geometry(grid: Grid, out: Path, progress: bool) -> dict[str, pd.DataFrame]:

@@ -58,6 +58,8 @@ def figures(found: Comparison) -> dict[str, Figure]:
         "attacks": draw.attacks(attacked(found)),
         "drift": draw.drift_and_bound(bounds(found)),
     }
+    if "untuned" in part:
+        drawn["pareto_untuned"] = draw.pareto(curves["untuned"], part["untuned"], found.grid.utility)
     if "mixture" in part:
         both = pd.concat(
             [part["benign"][part["benign"]["method"].isin(found.grid.in_training)], part["mixture"]]

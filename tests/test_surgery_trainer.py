@@ -107,9 +107,19 @@ def test_lora_is_trained_under_surgery_and_the_log_is_one_parquet_file(tmp_path)
     model = tiny.model()
     config = CONFIG.model_copy(update={"method": "lora", "lora_rank": 8})
     log = tmp_path / "run" / "surgery.parquet"
-    made = partial(SurgeryTrainer, surgery=lambda module: surgery(model, module), surgery_log=log)
+    others = RefusalLoss(model, examples(6, 8, REFUSAL), n=6)
+    expected = float(others(0).detach())
+    made = partial(
+        SurgeryTrainer,
+        surgery=lambda module: surgery(model, module),
+        held_out=others,
+        held_out_every=2,
+        surgery_log=log,
+    )
     train(model, examples(16, 1), config, trainer=made, progress=False)
     table = pd.read_parquet(log)
+    assert table.held_out_loss.notna().tolist() == [True, False, True]
+    assert table.held_out_loss[0] == pytest.approx(expected, rel=1e-5)
     assert table.step.tolist() == [0, 1, 2]
     assert table[["cosine", "open", "removed", "drift", "safety_loss"]].notna().all().all()
     assert not any(module.training for module in model.module.modules())

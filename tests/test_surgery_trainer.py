@@ -107,9 +107,19 @@ def test_lora_is_trained_under_surgery_and_the_log_is_one_parquet_file(tmp_path)
     model = tiny.model()
     config = CONFIG.model_copy(update={"method": "lora", "lora_rank": 8})
     log = tmp_path / "run" / "surgery.parquet"
-    made = partial(SurgeryTrainer, surgery=lambda module: surgery(model, module), surgery_log=log)
+    others = RefusalLoss(model, examples(6, 8, REFUSAL), n=6)
+    expected = float(others(0).detach())
+    made = partial(
+        SurgeryTrainer,
+        surgery=lambda module: surgery(model, module),
+        held_out=others,
+        held_out_every=2,
+        surgery_log=log,
+    )
     train(model, examples(16, 1), config, trainer=made, progress=False)
     table = pd.read_parquet(log)
+    assert table.held_out_loss.notna().tolist() == [True, False, True]
+    assert table.held_out_loss[0] == pytest.approx(expected, rel=1e-5)
     assert table.step.tolist() == [0, 1, 2]
     assert table[["cosine", "open", "removed", "drift", "safety_loss"]].notna().all().all()
     assert not any(module.training for module in model.module.modules())
@@ -249,3 +259,24 @@ def test_a_trainer_that_shards_gradients_is_refused():
 
     with pytest.raises(UserError, match="needs whole gradients, and FSDP shards them; use DDP, with LoRA"):
         Trained(surgery=lambda module: None)
+
+
+def test_trls_sft_trainer_takes_the_mixin(tmp_path):
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
+    from datasets import Dataset
+
+    class SafeSFTTrainer(SurgeryMixin, trl.SFTTrainer):
+        pass
+
+    model = tiny.model()
+    rows = [{"prompt": p.text, "completion": f" {p.response}"} for p in examples(16, 1)]
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to=[],
+        disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = SafeSFTTrainer(
+        model=model.module, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=model.tokenizer,
+        surgery=lambda module: surgery(model, module),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.surgery_table.step.tolist() == [0, 1] and (trainer.surgery_table.removed > 0.01).all()

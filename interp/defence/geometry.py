@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interp.data.prompts import PromptSet
 from interp.geometry.conflict import conflict, overlap, spectrum
-from interp.methods.spf import left_singular_vectors
+from interp.methods.spf import randomised_svd
 from interp.models.gradients import capture_gradients
 from interp.models.model import Model
 
@@ -128,7 +128,7 @@ def _overlaps(
     def bases(examples: Sequence[object]) -> dict[str, Tensor]:
         mean = capture_gradients(model, examples, keep="mean", progress=False).mean  # type: ignore[arg-type]
         return {
-            name: left_singular_vectors(g, min(k, g.shape[0] // 4), torch.Generator().manual_seed(seed))
+            name: randomised_svd(g, min(k, g.shape[0] // 4), torch.Generator().manual_seed(seed))[0]
             for name, g in mean.items()
         }
 

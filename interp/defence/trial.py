@@ -114,7 +114,8 @@ def run_trial(trial: Trial, *, progress: bool = False) -> TrialResult:
         )
 
     def make(**options: Any) -> SurgeryTrainer:
-        trainers.append(SurgeryTrainer(surgery=surgery, **options))
+        held_out = RefusalLoss(model, chosen.refusals, n=len(chosen.refusals))
+        trainers.append(SurgeryTrainer(surgery=surgery, held_out=held_out, **options))
         return trainers[0]
 
     config = FinetuneConfig(

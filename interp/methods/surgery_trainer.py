@@ -84,6 +84,8 @@ class SurgeryMixin:
 
     Args:
         surgery: makes the surgery from the module in training, once its adapters are in place.
+        held_out: of the step's number, the safety loss on refusals that surgery does not use: `RefusalLoss(model, others, n=32)`.
+        held_out_every: steps between its measurements.
         surgery_log: parquet file for the table of all steps, written when training ends, however it ends.
 
     Raises UserError under DeepSpeed, FSDP and Megatron, which keep only shards of a gradient in `.grad`.
@@ -93,6 +95,8 @@ class SurgeryMixin:
         self,
         *args: Any,
         surgery: Callable[[nn.Module], GradientSurgery],
+        held_out: Callable[[int], Tensor] | None = None,
+        held_out_every: int = 10,
         surgery_log: Path | str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -103,6 +107,8 @@ class SurgeryMixin:
                 f"gradient surgery needs whole gradients, and {kind} shards them; use DDP, with LoRA"
             )
         self._make_surgery, self._log_path = surgery, surgery_log
+        self._held_out, self._held_out_every = held_out, held_out_every
+        self._held_out_losses: dict[int, float] = {}
         self.surgery: GradientSurgery | None = None
         self._steps: list[SurgeryStep] = []
         self._updates: list[UpdateStep] = []
@@ -110,8 +116,12 @@ class SurgeryMixin:
 
     @property
     def surgery_table(self) -> pd.DataFrame:
-        """One row a step so far: gate, cosine, removed share, ⟨Δθ, g_s⟩ and the rest of `SurgeryStep` and `UpdateStep`."""
-        return surgery_table(self._steps, self._updates)
+        """One row a step so far: gate, cosine, removed share, ⟨Δθ, g_s⟩ and the rest of `SurgeryStep` and `UpdateStep`.
+
+        `held_out_loss` is that before the step, NaN where it was not measured.
+        """
+        table = surgery_table(self._steps, self._updates)
+        return table.assign(held_out_loss=table["step"].map(self._held_out_losses).astype(float))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's own."""
@@ -148,7 +158,10 @@ class SurgeryMixin:
             gradients = (p.grad for p in self.surgery.blocks.values() if p.grad is not None)
             if not all(torch.isfinite(gradient).all() for gradient in gradients):
                 return
-        self.surgery.steps = self.state.global_step  # type: ignore[attr-defined]
+        step = self.surgery.steps = self.state.global_step  # type: ignore[attr-defined]
+        if self._held_out is not None and step % self._held_out_every == 0:
+            with torch.no_grad():
+                self._held_out_losses[step] = float(self._held_out(step))
         self._steps.append(self.surgery())
 
 

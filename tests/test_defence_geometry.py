@@ -43,7 +43,7 @@ def test_planted_low_rank_safety_is_told_from_broad_utility_and_nothing_is_found
     assert safety < min(mixed) < utility
     outside = 0
     for seed in range(20):
-        a, b, mixed = stable_ranks(rows(None, 1, 2 * seed), rows(None, 1, 2 * seed + 1))
+        a, _, mixed = stable_ranks(rows(None, 1, 2 * seed), rows(None, 1, 2 * seed + 1))
         outside += a < np.quantile(mixed, 0.025) or a > np.quantile(mixed, 0.975)
     assert outside <= 4, "about one in twenty by chance"
 
@@ -73,7 +73,10 @@ def examples(n: int, seed: int) -> PromptSet:
     words = [tiny.WORDS[int(i)] for i in torch.randint(60, (2 * n,), generator=generator)]
     asked = tiny.prompts(n, seed)
     return PromptSet(
-        [replace(p, id=f"{seed}-{i}", response=f"{words[2 * i]} {words[2 * i + 1]}") for i, p in enumerate(asked)],
+        [
+            replace(p, id=f"{seed}-{i}", response=f"{words[2 * i]} {words[2 * i + 1]}")
+            for i, p in enumerate(asked)
+        ],
         f"set {seed}",
     )
 

@@ -23,7 +23,7 @@ from interp.data.prompts import Prompt
 from interp.defence.recipe_settings import Recipe, read_data, training_config
 from interp.errors import CheckpointError, UserError
 from interp.hub import offline_unless_reachable
-from interp.methods.spf import OVERSAMPLING, POWER_ITERATIONS
+from interp.methods.spf import OVERSAMPLING, STACKED
 from interp.models.checkpoint import Checkpoint
 from interp.models.finetune import add_lora
 from interp.models.model import Model
@@ -60,7 +60,7 @@ def plan_recipe(recipe: Recipe, *, tflops: float | None = None) -> str:
     seconds = {}
     for arm in recipe.arms:
         k = arm.protects
-        products = 2 * (3 + 2 * POWER_ITERATIONS) * (k + OVERSAMPLING) * count if k else 0
+        products = 2 * 4 * (k + OVERSAMPLING) * count if k else 0
         safety = (a_token * arm.refusals * mean["safety"] + products) / arm.refresh
         seconds[arm.name] = (a_token * batch * mean["task"] + safety + 8 * k * count) / speed
     asked = sum(len(data[kind]) * (mean[kind] + recipe.max_new_tokens) for kind in ("harmful", "harmless"))
@@ -134,7 +134,8 @@ def _memory(
         # full training runs in fp32 under autocast, which keeps a copy of the weights in half precision
         name, weights, each = "weights, float32, with autocast's bfloat16 copy", parameters * 6, 2
     matrices = [(shape[0], shape[1:].numel()) for shape in trained]
-    stacked = max((n * m * rest for (m, rest), n in Counter(matrices).items()), default=0)
+    small = Counter((m, rest) for m, rest in matrices if m * rest <= STACKED)
+    stacked = max((n * m * rest for (m, rest), n in small.items()), default=0)
     a_token = (
         ACTIVATIONS * config.num_hidden_layers * config.hidden_size * each + LOGITS * 4 * config.vocab_size
     )
@@ -145,7 +146,7 @@ def _memory(
         "g_s, float32": 4.0 * count,
         f"protected bases, {k} × m a block, float32": 4.0 * sum(min(k, m, rest) * m for m, rest in matrices),
         "update watch: weights before the step, and the update": 8.0 * count,
-        "decomposition: the largest stack of equal blocks (estimate)": 4.0 * stacked if k else 0.0,
+        "decomposition: the largest stack of small equal blocks (estimate)": 4.0 * stacked if k else 0.0,
         f"activations of {tuning.batch_size} × {longest:.0f} tokens (estimate)": tuning.batch_size
         * longest
         * a_token,

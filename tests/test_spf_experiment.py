@@ -32,7 +32,9 @@ def test_every_section_is_measured_with_its_nulls(found):
         "benign", "aligned", "mixture", "deep", "monitor", "k", "refresh",
     }  # fmt: skip
     benign = comparison.outcomes[comparison.outcomes["section"] == "benign"].set_index("method")
-    assert benign.loc["plain", "removed"] == 0 < benign.loc["spf", "removed"]
+    assert benign.loc["plain", "removed"] == 0 < benign.loc["mixing", "removed"]
+    spf = comparison.steps[comparison.steps["method"] == "spf"]
+    assert ((spf["removed"] > 0) == (spf["open"] > 0)).all() and (spf["open"] > 0).any()
     assert (benign["start_refused"] > 0.8).all() and (benign["start_jsr"] < 0.2).all()
     attacks = comparison.attacks[comparison.attacks["section"] == "aligned"].set_index("attack")
     assert list(attacks.index) == ["none", "fiction", "prefill", "suffix", "random suffix"]

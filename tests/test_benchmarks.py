@@ -37,6 +37,18 @@ TINY_GRADIENTS = {
 }
 
 
+TINY_STEP = {
+    **{name: TINY_GRADIENTS[name] for name in ("n_layers", "d_model", "n_heads", "intermediate", "vocabulary")},
+    "shortest": 4,
+    "longest": 12,
+    "response": 3,
+    "batch_size": 4,
+    "n_probes": 4,
+    "steps": 3,
+    "k": 4,
+}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The planted model as a checkpoint that ships its prompts and their truth."""
@@ -56,7 +68,13 @@ def results(checkpoint, tmp_path_factory):
     """Every benchmark run once in its quick form through the command line."""
     directory = tmp_path_factory.mktemp("results")
     selection = {"checkpoint": str(checkpoint), "n_train": 20, "n_val": 8}
-    configs = {"capture": TINY, "selection": selection, "gradients": TINY_GRADIENTS, "startup": {}}
+    configs = {
+        "capture": TINY,
+        "selection": selection,
+        "gradients": TINY_GRADIENTS,
+        "spf_step": TINY_STEP,
+        "startup": {},
+    }
     for name, config in configs.items():
         arguments = [name, "--repeats", "1", "--threads", "1", "--config", json.dumps(config)]
         assert run.main([*arguments, "--results", str(directory)]) in (0, 1)
@@ -92,6 +110,13 @@ def test_gradients_of_every_engine_agree_and_the_arithmetic_is_counted(results):
     assert found["arithmetic"]["operations"]["products"] == 2 * 12 * 12 * entries
     assert found["engines"]["gram"]["found"]["passes"] >= 2
     assert found["peer_scale"] > 3 and set(found["over_floor"]) == {"lora", "projections"}
+
+
+def test_surgery_changes_the_weights_and_nothing_else_does(results):
+    found = json.loads((results / "spf_step.json").read_text())
+    assert found["agreement"]["changed"] > 0
+    assert set(found["over_floor"]) == {"every", "watched", "tenth", "monitor"}
+    assert len(found["targets"]) == 3
 
 
 def test_results_name_the_machine_and_the_versions(results):

@@ -38,7 +38,10 @@ TINY_GRADIENTS = {
 
 
 TINY_STEP = {
-    **{name: TINY_GRADIENTS[name] for name in ("n_layers", "d_model", "n_heads", "intermediate", "vocabulary")},
+    **{
+        name: TINY_GRADIENTS[name]
+        for name in ("n_layers", "d_model", "n_heads", "intermediate", "vocabulary")
+    },
     "shortest": 4,
     "longest": 12,
     "response": 3,

@@ -1,5 +1,6 @@
 """Per-example gradients: equal to one backward pass an example, whatever is kept, and nothing of the model is changed."""
 
+import gc
 import math
 
 import pytest
@@ -524,3 +525,19 @@ def test_asking_for_what_was_not_kept_and_coming_back_from_disk(tmp_path):
     (tmp_path / "other").write_text("x")
     with pytest.raises(ResultError, match="other holds no saved gradients"):
         Gradients.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("keep", ["gram", "projections"])
+def test_nothing_of_a_pass_outlives_it(keep):
+    """Kept inputs must not hold the graph: its hooks hold what is kept, a cycle that no garbage collector sees."""
+    model, asked = tiny.model(), examples()
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(value) is torch.Tensor for value in gc.get_objects())
+
+    capture_gradients(model, asked, keep=keep, dimension=16, progress=False)
+    before = alive()
+    for _ in range(3):
+        capture_gradients(model, asked, keep=keep, dimension=16, progress=False)
+    assert alive() <= before + 2

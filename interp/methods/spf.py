@@ -35,6 +35,7 @@ from interp.errors import NonFiniteError, UserError
 METHODS = ("spf", "pcgrad", "spf-update", "mixing")
 GATES = ("global", "block", "always")
 OVERSAMPLING = 8
+HELD = 0.999  # share of the norm in the sketch from which no power iteration is worth its time
 STACKED = 1 << 16  # entries of a block up to which stacking saves more than it copies
 
 
@@ -89,7 +90,7 @@ def randomised_svd(
 
     There are min(k, m, n) of them; past the rank both are zero. The generator draws the sketch (Halko, Martinsson & Tropp
     2011, arXiv 0909.4061); where k reaches the smaller side the SVD is exact. Of gradients of one example of a 12-layer
-    model, one power iteration captures 0.9999 of what the best k vectors do.
+    model the sketch alone captures 0.9996 of the energy that the best 20 vectors do, one power iteration 0.9999.
     """
     wide = matrices.float()
     m, n = wide.shape[-2:]
@@ -99,8 +100,11 @@ def randomised_svd(
         size = (*wide.shape[:-2], n, min(k + OVERSAMPLING, m, n))
         sketch = torch.randn(size, generator=generator, device=generator.device).to(wide.device)
         q = torch.linalg.qr(wide @ sketch).Q
-        q = torch.linalg.qr(wide @ torch.linalg.qr(wide.mT @ q).Q).Q
         small = q.mT @ wide
+        # a gradient of few tokens has few dimensions and the sketch holds them; else one power iteration sharpens it
+        if (small.norm(dim=(-2, -1)) < HELD * wide.norm(dim=(-2, -1))).any():
+            q = torch.linalg.qr(wide @ torch.linalg.qr(small.mT).Q).Q
+            small = q.mT @ wide
         # eigenvectors of a Gram matrix of k + 8 rows in fp64: as exact as an SVD in fp32, in a fraction of its time
         squares, vectors = torch.linalg.eigh(small.double() @ small.mT.double())
         u, values = q @ vectors.flip(-1).to(q.dtype), squares.flip(-1).clamp(min=0).sqrt().to(q.dtype)

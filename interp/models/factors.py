@@ -228,7 +228,8 @@ def _watching(blocks: Sequence[Block], shape: tuple[int, int], read: Read) -> It
 
     def hook(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs = _by_example(block, arguments[0], shape)
+            # detached: what is kept of a pass must not hold its graph, which holds the hook that keeps it
+            inputs = _by_example(block, arguments[0].detach(), shape)
             if not output.requires_grad:
                 output.requires_grad_()  # nothing below is watched: the backward pass ends here
             output.register_hook(

@@ -11,6 +11,7 @@ for its projection.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -119,7 +120,7 @@ def _engine(
             monitor = None
             if monitored:
                 monitor = SafetyMonitor(
-                    model, probes, refusal_ids=range(config.vocabulary // 2, config.vocabulary), live=False
+                    model, probes, refusal_ids=range(config.vocabulary // 10, config.vocabulary), live=False
                 )
                 monitor.rows.clear()
             with update_watch(operate, optimizer) if operate and watched else nullcontext():
@@ -140,8 +141,6 @@ def _engine(
             first = next(module.parameters())
             save_arrays(out / "weights.safetensors", {"first": first.detach()})
             return {}
-
-        import tempfile
 
         with tempfile.TemporaryDirectory() as directory:
             run(Path(directory), 1)

@@ -6,10 +6,10 @@ are made on organisms that no choice has seen. A seed is an organism, its data o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -164,7 +164,7 @@ def choose(scores: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, 
 
     Args:
         scores: columns method, candidate (its place in `CANDIDATES`) and jsr, NaN where the utility was never reached: such a
-            candidate is not chosen while another reached it on every tuning organism.
+            candidate is not chosen while another reached it on every tuning organism; where none did, the first is.
 
     Without scores, each method's default: the source's gate, one refusal a batch, at the rate 3e-4.
     """
@@ -179,6 +179,6 @@ def choose(scores: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, 
             for place in range(len(CANDIDATES[method]))
         }
         chosen[method] = CANDIDATES[method][
-            min(means, key=lambda place: np.nan_to_num(means[place], nan=2.0))
+            min(means, key=lambda place: (math.isnan(means[place]), means[place]))
         ]
     return chosen

@@ -191,7 +191,7 @@ def peer(config: Config) -> Run:
     """A backward pass an example, over the first of the examples; projected by the maps of ours."""
     model = config.model()
     parameters = find_parameters(model, "all-linear")
-    blocks = [Block.of(model, name, parameter) for name, parameter in parameters.items()]
+    blocks = Block.of(model, parameters)
     sketches = [Sketch.draw(block, config.dimension, config.seed) for block in blocks]
 
     def run(out: Path, examples: list[Prompt]) -> dict[str, Any]:

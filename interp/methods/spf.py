@@ -296,7 +296,9 @@ class GradientSurgery:
         if self.method == "spf":
             basis, matrix = self._bases[name], _matrix(gradient).float()
             along = coefficients(matrix, basis)
-            gradient.copy_(torch.addmm(matrix, basis, along, alpha=-1).view_as(gradient))
+            matrix.addmm_(basis, along, alpha=-1)
+            if matrix.data_ptr() != gradient.data_ptr():  # a copy, of other precision or layout
+                gradient.copy_(matrix.view_as(gradient))
             return _dot(along, along)
         dot, length = (
             (total, safety_norm**2)

@@ -11,7 +11,7 @@ Source: Goodfellow 2015 (arXiv 1510.01799).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,9 +50,16 @@ class Block:
     is_head: bool
 
     @classmethod
-    def of(cls, model: Model, name: str, parameter: nn.Parameter) -> Block:
+    def of(cls, model: Model, parameters: Mapping[str, nn.Parameter]) -> list[Block]:
         """Raises UserError for a parameter whose gradient is not made of one layer's inputs and output gradients."""
-        owners = [part for part in model.module.modules() if any(p is parameter for p in _held(part))]
+        owners: dict[int, list[nn.Module]] = {}
+        for part in model.module.modules():
+            for held in part.parameters(recurse=False):
+                owners.setdefault(id(held), []).append(part)
+        return [cls._one(model, name, p, owners[id(p)]) for name, p in parameters.items()]
+
+    @classmethod
+    def _one(cls, model: Model, name: str, parameter: nn.Parameter, owners: Sequence[nn.Module]) -> Block:
         cure = "take it with keep='mean', which takes any parameter, or leave it out"
         if len(owners) > 1:
             raise UserError(f"{name} is shared between modules, as a head tied to the embedding is; {cure}")
@@ -77,10 +84,6 @@ class Store(Protocol):
 
     def reader(self, batch: list[int]) -> Read: ...
     def forget(self, batch: list[int]) -> None: ...
-
-
-def _held(module: nn.Module) -> Iterable[nn.Parameter]:
-    return module.parameters(recurse=False)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -211,6 +214,23 @@ class Examples:
         """Each example's own tokens, which come last in its row: padding is never touched."""
         width = values.shape[1]
         return [row[max(0, width - self.lengths[i]) :] for i, row in zip(batch, values, strict=True)]
+
+    def without_padding(self, left: Tensor, right: Tensor, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Two factors, (batch, token, d), changed so that padding adds exactly nothing to their product, be it NaN.
+
+        The narrower gets zeros there, the other only where weight zero would not do.
+        """
+        width = left.shape[1]
+        first = torch.tensor([width - self.lengths[i] for i in batch])
+        padding = (torch.arange(width) < first[:, None]).to(left.device)
+        if not padding.any():
+            return left, right
+        sides = [left, right]
+        narrow = int(right.shape[-1] < left.shape[-1])
+        sides[narrow] = sides[narrow].masked_fill(padding[..., None], 0)
+        if not sides[1 - narrow][padding].isfinite().all():
+            sides[1 - narrow] = sides[1 - narrow].masked_fill(padding[..., None], 0)
+        return sides[0], sides[1]
 
     def check(self, values: Float[Tensor, " batch"], what: str, batch: Sequence[int]) -> None:
         """Raises NonFiniteError naming the example of the first value that is not finite."""

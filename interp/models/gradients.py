@@ -33,6 +33,7 @@ from interp.models.gram import gram_by_block
 from interp.models.model import Model
 
 KEEP = ("gram", "projections", "mean", "each")
+SPACE = 1 << 26  # bytes of products made at once before they are added to what is kept
 OBJECTIVE = "mean cross-entropy of an example's response tokens"
 
 
@@ -148,7 +149,7 @@ def capture_gradients(
     if keep == "projections":
         _check_dimension(dimension)
     parameters = find_parameters(model, blocks)
-    watched = [Block.of(model, name, p) for name, p in parameters.items()] if keep != "mean" else []
+    watched = Block.of(model, parameters) if keep != "mean" else []
     work = Examples(model, examples, batch_size, progress)
     with frozen(model.module, parameters.values() if keep == "mean" else ()):
         match keep:
@@ -227,15 +228,27 @@ class _Rows:
     def reader(self, batch: list[int]) -> Read:
         def read(block: Block, inputs: Tensor, gradient: Tensor) -> None:
             left, right = self.sketches[block](*block.factors(inputs.detach(), gradient))
+            left, right = self.work.without_padding(left, right, batch)
             rows = self.values[block]
-            for i, a, b in zip(batch, self.work.own(left, batch), self.work.own(right, batch), strict=True):
-                rows[i].addmm_(a.T, b)
+            index = torch.tensor(batch, device=rows.device)
+            at_once = max(1, SPACE // (rows[0].numel() * rows.itemsize))
+            for i, a, b in zip(*(part.split(at_once) for part in (index, left, right)), strict=True):
+                rows.index_add_(0, i, _products(a, b))
 
         return read
 
     def forget(self, batch: list[int]) -> None:
         for rows in self.values.values():
             rows[batch] = 0
+
+
+def _products(
+    left: Float[Tensor, "batch token p"], right: Float[Tensor, "batch token q"]
+) -> Float[Tensor, "batch p q"]:
+    """Each example's `leftᵀ right`; the narrower side comes first in the product, which is three times as fast for LoRA's B."""
+    if left.shape[-1] <= right.shape[-1]:
+        return left.mT @ right
+    return (right.mT @ left).mT.contiguous()
 
 
 def _rows(work: Examples, sketches: dict[Block, Sketch], memory: int) -> dict[str, Tensor]:

@@ -122,7 +122,8 @@ def test_the_alarm_is_compared_with_the_step_at_which_safety_breaks():
         {"alarm_step": [2.0, 9.0, 3.0, math.inf], "broken_step": [4.0, 5.0, math.inf, math.inf]}
     )
     sentence = monitor_sentence(frame)
-    assert "in 1 of 2 runs that came to that, and in 1 of the 2 that did not" in sentence
+    assert "Of 2 watched runs" in sentence and "before that in 1 (median 2 steps ahead)" in sentence
+    assert "at the same step in 0, later or never in 1; of 2 in which they did not, it came in 1" in sentence
     trial, steps = (
         Trial(),
         pd.DataFrame(columns=["cosine", "open", "removed", "update_removed"], data=[[0.0] * 4]),
@@ -145,11 +146,13 @@ def test_every_method_is_tuned_with_the_same_budget_on_organisms_no_claim_is_mad
 
 def test_settings_are_chosen_by_safety_at_equal_utility_and_unreached_ones_come_last():
     rows = [
-        ("plain", place, seed, jsr) for place, jsr in enumerate((0.3, math.nan, 0.1, 0.2)) for seed in (0, 1)
+        ("plain", place, seed, refused)
+        for place, refused in enumerate((0.3, math.nan, 0.9, 0.6))
+        for seed in (0, 1)
     ]
-    scores = pd.DataFrame(rows, columns=["method", "candidate", "seed", "jsr"])
+    scores = pd.DataFrame(rows, columns=["method", "candidate", "seed", "refused"])
     assert choose(scores, ["plain"])["plain"] == CANDIDATES["plain"][2]
-    scores.loc[(scores["candidate"] == 2) & (scores["seed"] == 1), "jsr"] = math.nan
+    scores.loc[(scores["candidate"] == 2) & (scores["seed"] == 1), "refused"] = math.nan
     assert choose(scores, ["plain"])["plain"] == CANDIDATES["plain"][3]
     assert choose(scores.iloc[:0], ["spf"])["spf"] == CANDIDATES["spf"][0]
 
@@ -157,7 +160,9 @@ def test_settings_are_chosen_by_safety_at_equal_utility_and_unreached_ones_come_
 def test_the_grid_holds_the_sections_of_the_paper():
     grid = Grid()
     sections = grid.sections(choose(pd.DataFrame(), grid.methods))
-    assert {"benign", "untuned", "aligned", "mixture", "deep", "monitor", "k", "refresh"} == set(sections)
+    assert set(sections) == {
+        "benign", "untuned", "aligned", "mixture", "deep", "monitor", "monitor control", "k", "refresh"
+    }  # fmt: skip
     assert all(trial.attacks for trial in (*sections["benign"], *sections["aligned"]))
     assert {trial.steps for trial in sections["deep"]} == {10 * grid.steps}
     assert all(

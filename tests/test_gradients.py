@@ -6,23 +6,16 @@ import math
 import pytest
 import tiny
 import torch
+from gradient_oracle import error, one_by_one
 from torch import nn
 
 from interp.data.prompts import Prompt
-from interp.errors import NonFiniteError, ResultError, UserError
+from interp.errors import UserError
 from interp.geometry.conflict import gram, spectrum
 from interp.models import batches, factors
 from interp.models.finetune import FinetuneConfig, add_lora, isolated_rng
-from interp.models.gradients import Gradients, capture_gradients
-from interp.models.likelihood import with_responses
+from interp.models.gradients import capture_gradients
 from interp.models.model import Model
-
-WORDS = ["w3", "w9", "w12", "w7", "w30"]
-
-
-def examples(n: int = 7) -> list[Prompt]:
-    """Prompts and responses of different lengths."""
-    return with_responses(tiny.prompts(n), [" ".join(WORDS[: 1 + i % 5]) for i in range(n)])
 
 
 def with_lora(kind: str = "llama") -> Model:
@@ -36,32 +29,9 @@ def with_lora(kind: str = "llama") -> Model:
     return model
 
 
-def one_by_one(model: Model, prompts: list[Prompt], names) -> dict[str, torch.Tensor]:
-    """The oracle: a forward and backward pass for each example alone, in fp32, (n, numel) by name."""
-    parameters = dict(model.module.named_parameters(remove_duplicate=False))
-    wanted = [parameters[name] for name in names]
-    before = [parameter.requires_grad for parameter in wanted]
-    rows = []
-    for parameter in wanted:
-        parameter.requires_grad_()
-    for prompt in prompts:
-        asked, answer = model.token_ids(prompt), model.response_ids(prompt)
-        logits = model.module(torch.tensor([asked + answer]), use_cache=False).logits[0]
-        loss = nn.functional.cross_entropy(logits[len(asked) - 1 : -1].float(), torch.tensor(answer))
-        rows.append([g.flatten().float() for g in torch.autograd.grad(loss, wanted)])
-    for parameter, required in zip(wanted, before, strict=True):
-        parameter.requires_grad_(required)
-    return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest relative error of a row."""
-    return float(((found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max())
-
-
 @pytest.mark.parametrize("kind", tiny.FACTORIES)
 def test_every_architecture_equals_one_backward_pass_an_example(kind):
-    model, prompts = tiny.model(kind), examples()
+    model, prompts = tiny.model(kind), tiny.answered()
     each = capture_gradients(model, prompts, keep="each", batch_size=3, progress=False)
     expected = one_by_one(model, prompts, each.blocks)
     linear = [
@@ -82,7 +52,7 @@ def test_every_architecture_equals_one_backward_pass_an_example(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen2"])
 def test_biases(kind):
-    model, prompts = tiny.model(kind), examples(5)
+    model, prompts = tiny.model(kind), tiny.answered(5)
     pattern = {"gpt2": "*.c_*.bias", "gpt_neox": "*dense*.bias", "qwen2": "*_proj.bias"}[kind]
     with torch.no_grad():
         for name, parameter in model.module.named_parameters():
@@ -101,7 +71,7 @@ def test_biases(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2"])
 def test_factors_of_an_adapter(kind):
-    model, prompts = with_lora(kind), examples(5)
+    model, prompts = with_lora(kind), tiny.answered(5)
     each = capture_gradients(model, prompts, "lora", keep="each", batch_size=2, progress=False)
     sides = {side: [name for name in each.blocks if f".lora_{side}." in name] for side in "AB"}
     assert len(sides["A"]) == len(sides["B"]) >= 16 and len(each.blocks) == 2 * len(sides["A"])
@@ -112,7 +82,7 @@ def test_factors_of_an_adapter(kind):
 
 
 def test_untied_head_is_evaluated_on_responses_only():
-    model, prompts = tiny.model(), examples()
+    model, prompts = tiny.model(), tiny.answered()
     each = capture_gradients(model, prompts, ["lm_head.weight"], keep="each", batch_size=3, progress=False)
     expected = one_by_one(model, prompts, each.blocks)
     assert error(each.rows["lm_head.weight"], expected["lm_head.weight"]) <= 1e-5
@@ -120,7 +90,7 @@ def test_untied_head_is_evaluated_on_responses_only():
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_mean_of_any_parameter(kind):
-    model, prompts = tiny.model(kind), examples()
+    model, prompts = tiny.model(kind), tiny.answered()
     names = ["model.embed_tokens.weight", "lm_head.weight", "*norm.weight", "*.2.*.weight"]
     mean = capture_gradients(model, prompts, names, keep="mean", batch_size=3, progress=False)
     expected = one_by_one(model, prompts, mean.blocks)
@@ -145,7 +115,7 @@ class _Twice(nn.Module):
 
 @pytest.mark.parametrize("memory", [1 << 30, 60_000])
 def test_a_layer_called_twice_adds_up(memory):
-    model, prompts = tiny.model(), examples()
+    model, prompts = tiny.model(), tiny.answered()
     attention = model.module.model.layers[1].self_attn
     attention.o_proj = _Twice(attention.o_proj)
     names = ["*.1.self_attn.o_proj.inner.weight", "*.1.*.v_proj.weight"]
@@ -160,7 +130,7 @@ def test_a_layer_called_twice_adds_up(memory):
 
 
 def test_batches_padding_order_and_memory_change_nothing(monkeypatch):
-    model, prompts = tiny.model("gemma2"), examples(9)
+    model, prompts = tiny.model("gemma2"), tiny.answered(9)
     expected = capture_gradients(model, prompts, batch_size=1, progress=False)
     rows = capture_gradients(model, prompts, keep="projections", batch_size=1, dimension=64, progress=False)
     for size in (2, 9):
@@ -190,7 +160,7 @@ def test_batches_padding_order_and_memory_change_nothing(monkeypatch):
 
 
 def test_nan_in_padding_is_never_read():
-    model, prompts = tiny.model(), examples()
+    model, prompts = tiny.model(), tiny.answered()
     names = "*.3.mlp.*.weight"  # above it there is no attention that would carry NaN on to other tokens
     expected = {
         keep: capture_gradients(model, prompts, names, keep=keep, batch_size=1, progress=False)
@@ -211,7 +181,7 @@ def test_nan_in_padding_is_never_read():
 
 
 def test_half_finished_batches_are_not_counted_twice(monkeypatch):
-    model, prompts = tiny.model(), examples(6)
+    model, prompts = tiny.model(), tiny.answered(6)
     wanted = {
         keep: capture_gradients(model, prompts, "*.q_proj.weight", keep=keep, progress=False)
         for keep in ("gram", "each", "mean")
@@ -236,7 +206,7 @@ def test_half_finished_batches_are_not_counted_twice(monkeypatch):
 
 
 def test_projections_keep_inner_products_on_average_within_their_error():
-    model, prompts = tiny.model(), examples(6)
+    model, prompts = tiny.model(), tiny.answered(6)
     names = ["*.q_proj.weight", "*.gate_proj.weight"]
     exact = capture_gradients(model, prompts, names, progress=False)
     norms = exact.total.diagonal().sqrt()
@@ -257,7 +227,7 @@ def test_projections_keep_inner_products_on_average_within_their_error():
 
 
 def test_projections_of_blocks_kept_whole_do_not_interfere_on_average():
-    model, prompts = tiny.model(), examples(4)
+    model, prompts = tiny.model(), tiny.answered(4)
     exact = capture_gradients(model, prompts, "*.mlp.*.weight", progress=False).total
     norms = exact.diagonal().sqrt()
     errors = []
@@ -271,7 +241,7 @@ def test_projections_of_blocks_kept_whole_do_not_interfere_on_average():
 
 
 def test_projections_depend_on_seed_and_block_alone():
-    model, prompts = tiny.model(), examples(4)
+    model, prompts = tiny.model(), tiny.answered(4)
     state = torch.get_rng_state()
     arguments = {"keep": "projections", "dimension": 36, "progress": False}
     first = capture_gradients(model, prompts, "*.layers.1.*_proj.weight", **arguments)
@@ -294,7 +264,7 @@ def test_projections_depend_on_seed_and_block_alone():
 
 
 def test_spectrum_of_the_gram_matrix_is_that_of_the_rows():
-    model, prompts = tiny.model(), examples(6)
+    model, prompts = tiny.model(), tiny.answered(6)
     prompts = [*prompts, *(Prompt(p.text, id=f"{p.id}-again", response=p.response) for p in prompts[:3])]
     inner = capture_gradients(model, prompts, progress=False).total
     rows = one_by_one(model, prompts, capture_gradients(model, prompts, keep="each", progress=False).blocks)
@@ -309,7 +279,7 @@ def test_spectrum_of_the_gram_matrix_is_that_of_the_rows():
 
 @pytest.mark.parametrize("keep", ["gram", "projections", "each", "mean"])
 def test_model_is_as_before_also_after_an_exception(keep, monkeypatch):
-    model, prompts = tiny.model(), examples(3)
+    model, prompts = tiny.model(), tiny.answered(3)
     parameters = list(model.module.parameters())
     for parameter in parameters[::2]:
         parameter.requires_grad_(False)
@@ -345,7 +315,7 @@ def test_model_is_as_before_also_after_an_exception(keep, monkeypatch):
 
 
 def test_dropout_is_off():
-    model, prompts = tiny.model("gpt2"), examples(3)
+    model, prompts = tiny.model("gpt2"), tiny.answered(3)
     model.module.train()
     training = capture_gradients(model, prompts, "*.c_proj.weight", progress=False)
     assert model.module.training and model.module.transformer.drop.p > 0
@@ -356,7 +326,7 @@ def test_dropout_is_off():
 
 
 def test_bfloat16_is_computed_in_single_precision():
-    model, prompts = tiny.model(), examples(4)
+    model, prompts = tiny.model(), tiny.answered(4)
     model.module.bfloat16()
     each = capture_gradients(model, prompts, keep="each", batch_size=1, progress=False)
     assert {rows.dtype for rows in each.rows.values()} == {torch.float32}
@@ -369,167 +339,10 @@ def test_bfloat16_is_computed_in_single_precision():
     assert {value.dtype for value in mean.mean.values()} == {torch.float32}
 
 
-def test_what_cannot_be_had_is_refused_by_name():
-    model, tied, prompts = tiny.model(), tiny.model("gemma2"), examples(3)
-
-    def refused(pattern, model=model, prompts=prompts, **arguments):
-        with pytest.raises(UserError, match=pattern):
-            capture_gradients(model, prompts, **{"progress": False} | arguments)
-
-    refused("embed_tokens.weight is of a Embedding; .*keep='mean'", blocks="model.embed_tokens.weight")
-    refused("layers.0.input_layernorm.weight is of a LlamaRMSNorm", blocks="*.0.*norm.weight")
-    refused(
-        "lm_head.weight is shared between modules, .*keep='mean'",
-        tied,
-        blocks=["lm_head.weight"],
-        keep="each",
-    )
-    refused(
-        "no parameter 'layers.1.qproj.weight'; near it are model.layers.1", blocks="layers.1.qproj.weight"
-    )
-    refused("no weights for blocks='lora'", blocks="lora")
-    refused(r"no weights for blocks=\[\]", blocks=[])
-    refused("unknown keep='rows'; use gram, projections, mean, each", keep="rows")
-    refused("no examples", prompts=[])
-    refused("prompt 'mute' has no response", prompts=[*prompts, Prompt(text="w1", id="mute")])
-    refused("'long' has 129 tokens", prompts=[Prompt(text="w1 " * 123, id="long", response="w1")])
-    refused("takes 0.000343 GiB, memory allows 0.000335; raise it", keep="each", memory=360_000)
-    refused("a Gram matrix of 3 examples for each of 28 blocks takes", memory=1000)
-    model.module.model.layers[1].self_attn.q_proj.weight = nn.Parameter(
-        torch.zeros(32, 32, dtype=torch.int8), requires_grad=False
-    )
-    refused("layers.1.self_attn.q_proj.weight is quantised", keep="mean")
-
-
-class _Routed(nn.Module):
-    """An expert that sees some of the tokens only."""
-
-    def __init__(self, inner: nn.Linear) -> None:
-        super().__init__()
-        self.inner = inner
-        self.never = nn.Linear(4, 4)
-
-    def forward(self, value):
-        some = value.flatten(0, 1)[1:]
-        return torch.cat([value.flatten(0, 1)[:1], self.inner(some)]).view_as(value)
-
-
-def test_layers_that_do_not_see_every_token_are_refused():
-    model, prompts = tiny.model(), examples(3)
-    attention = model.module.model.layers[3].self_attn
-    attention.o_proj = _Routed(attention.o_proj)
-    with pytest.raises(UserError, match=r"o_proj.inner.weight: its layer is called on \(\d+, 32\)"):
-        capture_gradients(model, prompts, progress=False)
-    for keep in ("gram", "each"):
-        with pytest.raises(UserError, match="o_proj.never.weight: its layer takes no part in the loss of"):
-            capture_gradients(model, prompts, "*.o_proj.never.weight", keep=keep, progress=False)
-    with pytest.raises(UserError, match="the loss depends on none of .*o_proj.never.weight"):
-        capture_gradients(model, prompts, "*.o_proj.never.weight", keep="mean", progress=False)
-    name = "model.layers.3.self_attn.o_proj.inner.weight"
-    mean = capture_gradients(model, prompts, name, keep="mean", batch_size=1, progress=False)
-    expected = one_by_one(model, prompts, [name])[name].mean(0)
-    assert error(mean.mean[name].reshape(1, -1), expected[None]) <= 1e-5
-
-
-def test_values_that_are_not_finite_name_the_example():
-    prompts = with_responses(
-        [Prompt(text="w1 w2 w3", id="fine"), Prompt(text="w4 w5", id="broken"), Prompt(text="w6", id="well")],
-        ["w8", "w7", "w8"],
-    )
-    model = tiny.model()
-    with torch.no_grad():
-        model.tower.embed.weight[model.tokenizer.convert_tokens_to_ids("w5")] = float("nan")
-    for keep in ("gram", "each", "mean"):
-        with pytest.raises(NonFiniteError, match="the loss of example 'broken' is NaN"):
-            capture_gradients(model, prompts, "*.q_proj.weight", keep=keep, progress=False)
-
-    class Steep(torch.autograd.Function):
-        @staticmethod
-        def forward(context, value):
-            context.save_for_backward(value)
-            return value.clone()
-
-        @staticmethod
-        def backward(context, gradient):
-            # infinite for the row of the marked token
-            marked = (context.saved_tensors[0] == 77.0).any(-1, keepdim=True)
-            return torch.where(marked, torch.inf, gradient)
-
-    model = tiny.model()
-    with torch.no_grad():
-        model.tower.embed.weight[model.tokenizer.convert_tokens_to_ids("w5"), 0] = 77.0
-    model.module.model.layers[0].register_forward_pre_hook(
-        lambda module, arguments: (Steep.apply(arguments[0]), *arguments[1:])
-    )
-    for keep in ("gram", "projections", "each"):
-        # below the hook there is only the embedding: watch what is above, where all is well
-        found = capture_gradients(model, prompts, "*.q_proj.weight", keep=keep, progress=False)
-        assert all(torch.isfinite(value).all() for value in found.data.values())
-    with pytest.raises(NonFiniteError, match="the gradient of example 'broken' is NaN or infinite"):
-        capture_gradients(model, prompts, "*embed_tokens.weight", keep="mean", progress=False)
-
-
-def test_a_gradient_that_is_not_finite_names_the_example():
-    prompts = with_responses([Prompt(text=f"w{i} w{i + 1}", id=f"p{i}") for i in range(5)], ["w8"] * 5)
-    model = tiny.model()
-
-    def spoil(module, arguments, output):
-        if output.requires_grad:
-            row = (arguments[0][..., 0] * 0).detach()
-            row[seen(arguments[0])] = torch.inf
-            output.register_hook(lambda gradient: gradient + row[..., None])
-
-    def seen(value: torch.Tensor) -> int:
-        """The row of the batch in which p2 stands."""
-        return order.index("p2") if len(value) == len(order) else 0
-
-    order = [f"p{i}" for i in range(5)]  # equal lengths keep their order
-    model.module.model.layers[2].mlp.up_proj.register_forward_hook(spoil)
-    for keep in ("gram", "projections", "each"):
-        with pytest.raises(NonFiniteError, match="the gradient of example 'p2' is NaN or infinite"):
-            capture_gradients(model, prompts, ["*.1.mlp.up_proj.weight"], keep=keep, progress=False)
-
-
-def test_asking_for_what_was_not_kept_and_coming_back_from_disk(tmp_path):
-    model, prompts = tiny.model(), examples(3)
-    kept = {
-        keep: capture_gradients(model, prompts, "*.q_proj.weight", keep=keep, dimension=16, progress=False)
-        for keep in ("gram", "projections", "each", "mean")
-    }
-    with pytest.raises(UserError, match="kept as 'mean'; capture them with keep='gram'"):
-        _ = kept["mean"].gram
-    with pytest.raises(
-        UserError, match="kept as 'gram'; capture them with keep='projections' or keep='each'"
-    ):
-        _ = kept["gram"].rows
-    with pytest.raises(
-        UserError, match="kept as 'each'; capture them with keep='gram' or keep='projections'"
-    ):
-        _ = kept["each"].total
-    with pytest.raises(UserError, match="keep='mean'"):
-        _ = kept["each"].mean
-    assert repr(kept["gram"]) == "Gradients(tiny-llama-0: 3 examples, 4 blocks, gram)"
-    for keep, found in kept.items():
-        found.save(tmp_path / f"{keep}.safetensors")
-        back = Gradients.load(tmp_path / f"{keep}.safetensors")
-        assert (back.keep, back.example_ids, back.blocks, back.model, back.objective, back.seed) == (
-            keep,
-            found.example_ids,
-            found.blocks,
-            "tiny-llama-0",
-            "mean cross-entropy of an example's response tokens",
-            0 if keep == "projections" else None,
-        )
-        assert all(torch.equal(back.data[name], value) for name, value in found.data.items())
-    (tmp_path / "other").write_text("x")
-    with pytest.raises(ResultError, match="other holds no saved gradients"):
-        Gradients.load(tmp_path / "other")
-
-
 @pytest.mark.parametrize("keep", ["gram", "projections"])
 def test_nothing_of_a_pass_outlives_it(keep):
     """Kept inputs must not hold the graph: its hooks hold what is kept, a cycle that no garbage collector sees."""
-    model, asked = tiny.model(), examples()
+    model, asked = tiny.model(), tiny.answered()
 
     def alive() -> int:
         gc.collect()

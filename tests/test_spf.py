@@ -44,6 +44,25 @@ def test_nothing_is_left_along_the_subspace_and_a_second_projection_does_nothing
     assert torch.allclose(weight.grad, once, atol=1e-6)
 
 
+def test_the_null_takes_a_random_subspace_of_the_same_dimensions():
+    low = random(12, 2) @ random(
+        2, 9, seed=1
+    )  # of rank 2: k = 4 protects two directions, and so must the null
+    weight, surgery = block(TASK, low, k=4, gate="always", method="spf-random", seed=3)
+    step = surgery()
+    taken = TASK - weight.grad
+    assert torch.linalg.matrix_rank(taken, rtol=1e-4) == 2
+    assert (taken.T @ weight.grad).norm() / TASK.norm() ** 2 < 1e-6, "an orthogonal projection"
+    own = torch.linalg.svd(low).U[:, :2]
+    assert 0.05 < (own.T @ weight.grad).norm() / (own.T @ TASK).norm() < 1, (
+        "not the safety gradient's subspace"
+    )
+    assert 0.5 < step.tail / step.safety_norm < 1
+    again, other = (block(TASK, low, k=4, gate="always", method="spf-random", seed=s) for s in (3, 4))
+    again[1](), other[1]()
+    assert torch.equal(again[0].grad, weight.grad) and not torch.allclose(other[0].grad, weight.grad)
+
+
 @pytest.mark.parametrize("options", [{"k": 0}, {"k": 0, "gate": "always"}, {"k": 4}])
 def test_k_zero_and_a_closed_gate_change_nothing_bit_for_bit(options):
     aligned = options["k"] > 0
@@ -244,7 +263,7 @@ def test_bad_input_is_named():
         surgery()
     for options, message in (
         ({"method": "spf-update", "k": 0}, "no subspace to project out"),
-        ({"method": "safe"}, "unknown method 'safe'; use spf, pcgrad, spf-update, mixing"),
+        ({"method": "safe"}, "unknown method 'safe'; use spf, pcgrad, spf-update, spf-random, mixing"),
         ({"gate": "half"}, "unknown gate 'half'; use global, block, always"),
         ({"k": 2, "refresh": 0}, "refresh at least 1"),
     ):

@@ -145,7 +145,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path):
 
     for kind, expected in ((Dying, Killed), (SurgeryTrainer, None)):
         model = tiny.model()
-        made = partial(kind, surgery=lambda module, model=model: surgery(model, module))
+        made = partial(
+            kind,
+            surgery=lambda module, model=model: surgery(model, module),
+            surgery_log=tmp_path / "log.parquet",
+        )
         if expected:
             with pytest.raises(expected):
                 train(model, examples(16, 1), config, work=tmp_path, trainer=made, progress=False)
@@ -153,6 +157,8 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path):
         else:
             train(model, examples(16, 1), config, work=tmp_path, trainer=made, progress=False)
     assert all(torch.allclose(value, whole[name], atol=1e-6) for name, value in weights(model).items())
+    # step 2 was done by both sessions and is there once
+    assert pd.read_parquet(tmp_path / "log.parquet")["step"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_step_that_overflows_under_a_loss_scaler_is_left_to_the_scaler():

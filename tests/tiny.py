@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from interp.data.prompts import Prompt
+from interp.models.likelihood import with_responses
 from interp.models.model import Model
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -118,3 +119,9 @@ def prompts(n: int = 6, seed: int = 0, longest: int = 14) -> list[Prompt]:
         )
         for i, length in enumerate(lengths)
     ]
+
+
+def answered(n: int = 7) -> list[Prompt]:
+    """Prompts and responses of different lengths."""
+    words = ["w3", "w9", "w12", "w7", "w30"]
+    return with_responses(prompts(n), [" ".join(words[: 1 + i % 5]) for i in range(n)])

@@ -1,7 +1,7 @@
 """What do the intervals say, in words? Sentences made from the numbers, so that no wish can enter them.
 
 The primary claims are named here, before any run: on the benign task, at equal utility, SPF loses less safety than plain fine-tuning,
-than PCGrad and than safety mixing, and projecting the update loses less than projecting the gradient. They are corrected
+than SPF with random subspaces, than PCGrad and than safety mixing, and projecting the update loses less than projecting the gradient. They are corrected
 together by Holm's procedure. All other sentences describe and claim nothing.
 """
 
@@ -15,11 +15,14 @@ import pandas as pd
 from interp.defence.compare import Difference, difference
 from interp.evals.statistics import Interval, t_interval
 
-PRIMARY = (("spf", "plain"), ("spf", "pcgrad"), ("spf", "mixing"), ("spf-update", "spf"))
+PRIMARY = (
+    ("spf", "plain"), ("spf", "spf-random"), ("spf", "pcgrad"), ("spf", "mixing"), ("spf-update", "spf"),
+)  # fmt: skip
 NAMES = {
     "plain": "plain fine-tuning",
     "spf": "SPF",
     "spf-update": "SPF on the update",
+    "spf-random": "SPF with random subspaces",
     "pcgrad": "PCGrad",
     "mixing": "safety mixing",
     "safelora": "SafeLoRA (published)",
@@ -110,14 +113,16 @@ def insight_sentences(ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd
 
 
 def monitor_sentence(frame: pd.DataFrame) -> str:
-    """Whether the monitor's alarm came before harmful compliance had risen by a tenth."""
+    """Whether the monitor's alarm came before harmful compliance had risen by a tenth, and whether it came without that."""
     broken = frame[frame["broken_step"].map(math.isfinite)]
-    warned = int((broken["alarm_step"] <= broken["broken_step"]).sum())
+    lead = broken["broken_step"] - broken["alarm_step"]  # minus infinity where no alarm came
+    ahead = f" (median {lead[lead > 0].median():g} steps ahead)" if (lead > 0).any() else ""
     quiet = frame[~frame["broken_step"].map(math.isfinite)]
     false = int(quiet["alarm_step"].map(math.isfinite).sum())
     return (
-        f"The monitor's alarm came no later than the first evaluation with 10 points more harmful answers in {warned} of "
-        f"{len(broken)} runs that came to that, and in {false} of the {len(quiet)} that did not."
+        f"Of {len(broken)} watched runs in which harmful answers rose by 10 points, the monitor's alarm came before that in "
+        f"{int((lead > 0).sum())}{ahead}, at the same step in {int((lead == 0).sum())}, later or never in {int((lead < 0).sum())}; "
+        f"of {len(quiet)} in which they did not, it came in {false}."
     )
 
 

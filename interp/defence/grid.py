@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from interp.defence.trial import Trial
 
-IN_TRAINING = ("plain", "spf", "spf-update", "pcgrad", "mixing")
+IN_TRAINING = ("plain", "spf", "spf-update", "spf-random", "pcgrad", "mixing")
 METHODS = (*IN_TRAINING, "safelora", "safelora-projector")
 _RATES = (3e-4, 6e-4)
 # four candidates a method: the budget is the same for all, the unprotected one included
@@ -23,6 +23,7 @@ CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "plain": tuple({"learning_rate": rate} for rate in (3e-4, 2e-4, 6e-4, 1e-3)),
     "spf": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "always")),
     "spf-update": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "always")),
+    "spf-random": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "always")),
     "pcgrad": tuple({"learning_rate": rate, "gate": gate} for rate in _RATES for gate in ("global", "block")),
     "mixing": tuple({"learning_rate": rate, "weight": weight} for rate in _RATES for weight in (1 / 17, 0.2)),
     "safelora": tuple({"learning_rate": rate, "threshold": tau} for rate in _RATES for tau in (0.5, 1.0)),
@@ -37,10 +38,11 @@ class Grid(BaseModel):
         seeds: of the organisms that claims are made on.
         tuning: organisms that settings are chosen on; none takes every method's first candidate.
         methods: of the benign section, attacked at its end.
-        fractions: harmful shares of the mixture section.
+        fractions: harmful shares of the mixture section, which runs `mixture_methods`.
         deep: factor on the steps of the deep section, which runs `deep_methods`; 0 leaves it out.
         ks, refreshes: of the ablations of SPF, on the first `n_ablation` seeds.
-        monitored: steps of a slow plain fine-tuning at which both monitor and answers are read; 0 leaves it out.
+        monitored: steps of a slow fine-tuning at which both monitor and answers are read, plain, and with every second gradient
+            that of a refusal, which should raise no alarm; 0 leaves them out.
         utility: the share of the skill that methods are compared at.
     """
 
@@ -50,8 +52,9 @@ class Grid(BaseModel):
     tuning: tuple[int, ...] = (0, 1)
     methods: tuple[str, ...] = METHODS
     fractions: tuple[float, ...] = (0.05, 0.2, 0.5)
+    mixture_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "pcgrad", "mixing")
     deep: int = Field(10, ge=0)
-    deep_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "mixing")
+    deep_methods: tuple[str, ...] = ("plain", "spf", "mixing")
     ks: tuple[int, ...] = (1, 5, 20, 60)
     refreshes: tuple[int, ...] = (1, 10, 60)
     monitored: int = Field(20, ge=0)
@@ -63,7 +66,7 @@ class Grid(BaseModel):
 
     @property
     def in_training(self) -> tuple[str, ...]:
-        """Methods that act while training: those of the mixture and deep sections."""
+        """Methods that act while training."""
         return tuple(method for method in self.methods if method in IN_TRAINING)
 
     def tuning_trials(self) -> list[Trial]:
@@ -99,7 +102,8 @@ class Grid(BaseModel):
                     seed, method, chosen[method], harmful_fraction=fraction, evaluate_at=self._late(1)
                 )
                 for fraction in self.fractions
-                for method in self.in_training
+                for method in self.mixture_methods
+                if method in self.methods
                 for seed in self.seeds
             ]
         if self.deep:
@@ -116,16 +120,18 @@ class Grid(BaseModel):
                 for seed in self.seeds
             ]
         if self.monitored:
-            found["monitor"] = [
-                self._trial(
-                    seed,
-                    "plain",
-                    {"learning_rate": 1e-4},
-                    evaluate_at=tuple(range(1, self.monitored + 1)),
-                    monitor_every=1,
-                )
-                for seed in self.seeds
-            ]
+            every = tuple(range(1, self.monitored + 1))
+            for section, method in (("monitor", "plain"), ("monitor control", "mixing")):
+                found[section] = [
+                    self._trial(
+                        seed,
+                        method,
+                        {"learning_rate": 1e-4, "weight": 0.5},
+                        evaluate_at=every,
+                        monitor_every=1,
+                    )
+                    for seed in self.seeds
+                ]
         few = self.seeds[: self.n_ablation]
         if self.ks and "spf" in self.methods:
             found["k"] = [
@@ -160,11 +166,13 @@ class Grid(BaseModel):
 
 
 def choose(scores: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Each method's candidate of least JSR at equal utility on the tuning organisms.
+    """Each method's candidate with most refusals at equal utility on the tuning organisms.
+
+    Not that with fewest harmful answers: a rate at which answers are garbled would win that.
 
     Args:
-        scores: columns method, candidate (its place in `CANDIDATES`) and jsr, NaN where the utility was never reached: such a
-            candidate is not chosen while another reached it on every tuning organism; where none did, the first is.
+        scores: columns method, candidate (its place in `CANDIDATES`) and refused, NaN where the utility was never reached: such
+            a candidate is not chosen while another reached it on every tuning organism; where none did, the first is.
 
     Without scores, each method's default: the source's gate, one refusal a batch, at the rate 3e-4.
     """
@@ -175,10 +183,10 @@ def choose(scores: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, 
             chosen[method] = CANDIDATES[method][0]
             continue
         means = {
-            place: float(mine.loc[mine["candidate"] == place, "jsr"].mean(skipna=False))
+            place: float(mine.loc[mine["candidate"] == place, "refused"].mean(skipna=False))
             for place in range(len(CANDIDATES[method]))
         }
         chosen[method] = CANDIDATES[method][
-            min(means, key=lambda place: (math.isnan(means[place]), means[place]))
+            min(means, key=lambda place: (math.isnan(means[place]), -means[place]))
         ]
     return chosen

@@ -16,23 +16,22 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from interp.data.prompts import PromptSet
 from interp.defence.recipe_plan import plan_recipe
 from interp.defence.recipe_settings import Arm, Recipe, load_recipe, read_data, training_config
 from interp.errors import SelectionError, UserError
 from interp.evals.jailbreak import EvalResult, evaluate
-from interp.evals.judges import ExactJudge, ModelJudge, PhraseJudge
-from interp.evals.templates import TEMPLATES
-from interp.evals.verdicts import Judge, Outcome
-from interp.files import atomic_write, load_json, load_table, remove, save_json, save_table
+from interp.evals.judges import named_judge
+from interp.evals.verdicts import Outcome
+from interp.files import atomic_write, load_json, load_table, remove, save_json
 from interp.methods.refusal import refusal_tokens
 from interp.methods.safety_monitor import SafetyMonitor
 from interp.methods.spf import GradientSurgery
@@ -133,7 +132,7 @@ def _evaluation(
 ) -> dict[str, Any]:
     """Answers and their judgement, as JSON values; the model is gone when the judge's is loaded."""
     answers = _answers(recipe, checkpoint, data, progress)
-    judge = _judge(recipe)
+    judge = named_judge(recipe.judge, dtype=recipe.dtype)
     judged = {kind: evaluate(data[kind], answers[kind], judge, name=kind).to_dict() for kind in answers}
     return judged | {"answers": {kind: [asdict(answer) for answer in answers[kind]] for kind in answers}}
 
@@ -146,13 +145,6 @@ def _answers(
         kind: generate(model, data[kind], max_new_tokens=recipe.max_new_tokens, progress=progress)
         for kind in ("harmful", "harmless")
     }
-
-
-def _judge(recipe: Recipe) -> Judge:
-    template, equals, checkpoint = recipe.judge.partition("=")
-    if equals:
-        return ModelJudge.from_checkpoint(TEMPLATES[template], checkpoint, dtype=recipe.dtype)
-    return ExactJudge() if template == "exact" else PhraseJudge()
 
 
 def _run_arm(
@@ -177,7 +169,6 @@ def _train(
     progress: bool,
 ) -> Model:  # fmt: skip
     model = _load(Checkpoint.parse(recipe.model), recipe)
-    log = _SurgeryLog(run.file("surgery.parquet"))
     monitor = SafetyMonitor(
         model,
         data["harmful"].prompts[:PROBES],
@@ -200,39 +191,13 @@ def _train(
             seed=recipe.seed,
         )
 
-    def make(**options: Any) -> SurgeryTrainer:
-        log.trainer = SurgeryTrainer(surgery=surgery, **options)
-        return log.trainer
-
     start = time.monotonic()
     loss = train(
-        model, data["task"], config, work=run.file("work"), callbacks=[log, monitor], trainer=make,
-        label=arm.name, progress=progress,
+        model, data["task"], config, work=run.file("work"), callbacks=[monitor],
+        trainer=partial(SurgeryTrainer, surgery=surgery, surgery_log=run.file("surgery.parquet")), label=arm.name, progress=progress,
     )  # fmt: skip
-    log.write()
     save_json(run.file("training.json"), {"seconds": time.monotonic() - start, "loss": loss})
     return model
-
-
-class _SurgeryLog(TrainerCallback):
-    """Writes the table of steps before every checkpoint and at the end, behind the steps of an interrupted session."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.trainer: SurgeryTrainer | None = None
-        self.earlier = load_table(file) if file.is_file() else pd.DataFrame()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_save:
-            self.write()
-
-    def write(self) -> None:
-        assert self.trainer is not None
-        table, earlier = self.trainer.surgery_table, self.earlier
-        if len(earlier) and len(table):
-            earlier = earlier[earlier["step"] < table["step"].min()]
-        parts = [part for part in (earlier, table) if len(part)]
-        save_table(self.file, pd.concat(parts or [table], ignore_index=True))
 
 
 def _refusal_ids(recipe: Recipe, model: Model, before: dict[str, Any]) -> tuple[int, ...]:

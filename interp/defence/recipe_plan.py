@@ -7,30 +7,23 @@ and, where the weights themselves are trained, 2 more to the weights: 6, or 4 un
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from interp.data.prompts import Prompt
 from interp.defence.recipe_settings import Recipe, read_data, training_config
-from interp.errors import CheckpointError, UserError
-from interp.hub import offline_unless_reachable
+from interp.errors import UserError
 from interp.methods.spf import OVERSAMPLING, STACKED
 from interp.models.checkpoint import Checkpoint
+from interp.models.cost import TOKENS_PER_WORD, UTILISATION, empty_model, matmul_flops, prompt_tokens
 from interp.models.finetune import add_lora
 from interp.models.model import Model
 from interp.models.towers import find_tower
 
-TOKENS_PER_WORD, TEMPLATE_TOKENS = 1.4, 15  # of usual English tokenizers and chat templates
-UTILISATION = 0.4  # of a large matrix product's speed that training reaches
 # hidden-sized values kept a token and layer, without the attention matrix: Korthikanti et al. 2022, arXiv 2205.05198, eq. 2
 ACTIVATIONS = 17
 LOGITS = 3  # copies in fp32 of a batch's logits: themselves, their log-softmax, their gradient
@@ -52,10 +45,10 @@ def plan_recipe(recipe: Recipe, *, tflops: float | None = None) -> str:
     tuning = training_config(recipe, len(data["task"]))
     steps, batch = tuning.steps or 0, tuning.batch_size * tuning.accumulation
     count = sum(shape.numel() for shape in trained)
-    length = {name: [_tokens(prompt) for prompt in part] for name, part in data.items()}
+    length = {name: [prompt_tokens(prompt) for prompt in part] for name, part in data.items()}
     mean = {name: sum(found) / len(found) for name, found in length.items()}
     memory = _memory(recipe, config, parameters, trained, max(length["task"]))
-    speed = (tflops * 1e12 if tflops is not None else _measured()) * UTILISATION
+    speed = (tflops * 1e12 if tflops is not None else matmul_flops()) * UTILISATION
     a_token = parameters * (6 if tuning.method == "full" else 4)
     seconds = {}
     for arm in recipe.arms:
@@ -93,16 +86,7 @@ def plan_recipe(recipe: Recipe, *, tflops: float | None = None) -> str:
 def _shapes(recipe: Recipe) -> tuple[Any, int, list[torch.Size]]:
     """The model's config, its parameters, and the shapes of what is trained, found on the meta device."""
     checkpoint = Checkpoint.parse(recipe.model)
-    try:
-        with offline_unless_reachable() if not Path(checkpoint.base).is_dir() else nullcontext():
-            config = AutoConfig.from_pretrained(checkpoint.base, revision=checkpoint.revision)
-        with init_empty_weights():
-            module = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(
-            f"cannot read the config of {recipe.model!r} ({reason}); check the name"
-        ) from error
+    config, module = empty_model(checkpoint)
     parameters = sum(p.numel() for p in module.parameters())
     tower, lora = find_tower(module), recipe.finetune.method == "lora"
     if lora:
@@ -151,20 +135,3 @@ def _memory(
         * longest
         * a_token,
     }
-
-
-def _tokens(prompt: Prompt) -> float:
-    words = len(prompt.text.split()) + len((prompt.response or "").split())
-    return TEMPLATE_TOKENS + TOKENS_PER_WORD * words
-
-
-def _measured() -> float:
-    """Operations a second of a matrix product on the device that would be used."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.ones(1024, 1024, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    float((a @ a)[0, 0])  # reading a value waits for the device
-    start, n = time.perf_counter(), 20
-    for _ in range(n):
-        b = a @ a
-    float(b[0, 0])
-    return n * 2 * 1024**3 / (time.perf_counter() - start)

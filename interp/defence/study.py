@@ -102,17 +102,19 @@ def run_comparison(
 
 
 def _tune(grid: Grid, out: Path | str, workers: int | None, progress: bool) -> pd.DataFrame:
-    """JSR at equal utility of every candidate on the tuning organisms; empty where there are none."""
+    """Refusals and JSR at equal utility of every candidate on the tuning organisms; empty where there are none."""
     trials = grid.tuning_trials()
     if not trials:
-        return pd.DataFrame(columns=["method", "candidate", "seed", "jsr", "utility"])
+        return pd.DataFrame(columns=["method", "candidate", "seed", "refused", "jsr", "utility"])
     results = run_trials(trials, out=out, workers=workers, progress=progress)
     frame = outcomes(trials, results, grid.utility)
     places = [
         place for method in grid.methods for place in range(len(CANDIDATES[method])) for _ in grid.tuning
     ]
     kept = frame[["method", "seed", "learning_rate", "gate", "weight", "threshold"]].copy()
-    return kept.assign(candidate=places, jsr=frame["at_jsr"], utility=frame["end_utility"])
+    return kept.assign(
+        candidate=places, refused=frame["at_refused"], jsr=frame["at_jsr"], utility=frame["end_utility"]
+    )
 
 
 def _labelled(
@@ -182,6 +184,7 @@ def conclude(found: Comparison) -> list[str]:
         apart = "; ".join(
             f"{NAMES[a]} against {NAMES[b]} {points(difference(untuned, a, b, 'at_jsr').interval)}"
             for a, b in PRIMARY
+            if {a, b} <= set(answered.index)
         )
         sentences += [
             "Untuned, at the source's setting and one learning rate for all, harmful requests answered at equal utility: "
@@ -203,6 +206,7 @@ def conclude(found: Comparison) -> list[str]:
                 )
                 sentences.append(f"With {name}, harmful requests answered at the end: {listed}.")
     sentences += insight_sentences(*(found.geometry[name] for name in ("ranks", "conflicts", "overlaps")))
-    if (rows["section"] == "monitor").any():
-        sentences.append(monitor_sentence(rows[rows["section"] == "monitor"]))
+    watched = rows[rows["section"].isin(["monitor", "monitor control"])]
+    if len(watched):
+        sentences.append(monitor_sentence(watched))
     return sentences

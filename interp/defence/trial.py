@@ -28,7 +28,7 @@ from interp.evals.verdicts import Outcome
 from interp.geometry.directions import Direction, mean_difference
 from interp.methods.safelora import Form, safelora
 from interp.methods.safety_monitor import SafetyMonitor
-from interp.methods.spf import GradientSurgery
+from interp.methods.spf import METHODS, GradientSurgery
 from interp.methods.surgery_trainer import RefusalLoss, SurgeryTrainer
 from interp.models.activations import capture
 from interp.models.checkpoint import Checkpoint
@@ -39,7 +39,9 @@ from interp.models.sites import Site
 from interp.organisms.text import MAX_NEW_TOKENS
 from interp.organisms.text_tasks import Task, prefills, task
 
-Method = Literal["plain", "spf", "spf-update", "pcgrad", "mixing", "safelora", "safelora-projector"]
+Method = Literal[
+    "plain", "spf", "spf-update", "spf-random", "pcgrad", "mixing", "safelora", "safelora-projector"
+]
 
 
 class Trial(BaseModel):
@@ -101,7 +103,7 @@ def run_trial(trial: Trial, *, progress: bool = False) -> TrialResult:
     trainers: list[SurgeryTrainer] = []
 
     def surgery(module: nn.Module) -> GradientSurgery:
-        surgical = trial.method in ("spf", "spf-update", "pcgrad", "mixing")
+        surgical = trial.method in METHODS
         return GradientSurgery(
             module.named_parameters(),
             RefusalLoss(model, chosen.safety, seed=trial.seed),

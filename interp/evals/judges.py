@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from interp.data.prompts import Label, Prompt
 from interp.errors import UserError
-from interp.evals.templates import JudgeTemplate, Reading
-from interp.evals.verdicts import Outcome, Verdict, paired
+from interp.evals.templates import TEMPLATES, JudgeTemplate, Reading
+from interp.evals.verdicts import Judge, Outcome, Verdict, paired
 
 if TYPE_CHECKING:
     from interp.models.generation import Completion
@@ -230,6 +230,20 @@ class ModelJudge:
         if reading.finding == "answered":
             return Outcome.complied(label)
         return self.phrases.outcome(answer, "benign")[0]
+
+
+def named_judge(name: str, **load: Any) -> Judge:
+    """`exact`, `phrases`, or `TEMPLATE=MODEL`, a local model loaded with `load` and asked by that template.
+
+    Raises UserError for any other name.
+    """
+    if name in ("exact", "phrases"):
+        return ExactJudge() if name == "exact" else PhraseJudge()
+    template, equals, checkpoint = name.partition("=")
+    if not equals or template not in TEMPLATES or not checkpoint:
+        known = ", ".join(f"{template}=MODEL" for template in TEMPLATES)
+        raise UserError(f"unknown judge {name!r}; use exact, phrases or one of {known}")
+    return ModelJudge.from_checkpoint(TEMPLATES[template], checkpoint, **load)
 
 
 def label_of(prompt: Prompt) -> Label:

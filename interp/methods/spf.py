@@ -8,7 +8,8 @@ task in `.grad` and `g_s` that of the loss on a refusal at the current weights,
 2. `pcgrad` (Yu et al. 2020, arXiv 2001.06782): take away the component along `g_s` itself, over all blocks or block by block.
 3. `spf-update`: leave the gradient and project the optimiser's *update*, after momentum and preconditioner, when it would raise
    the safety loss. Projecting the gradient before Adam does not make its update orthogonal.
-4. `mixing`: `g ← (1 − w) g_u + w g_s`, the gradient of a batch with refusals mixed in at weight w; it has no gate.
+4. `spf-random`: what `spf` does, with random subspaces of the same dimensions: its null.
+5. `mixing`: `g ← (1 − w) g_u + w g_s`, the gradient of a batch with refusals mixed in at weight w; it has no gate.
 
 The gate is one for all blocks (`global`, the source's), one a block, or always open. With the gate closed, or k = 0, the gradients
 are left as they are, bit for bit. `update_watch` measures what each step did to the safety loss, `⟨Δθ, g_s⟩`.
@@ -32,7 +33,8 @@ from torch import Tensor, nn
 
 from interp.errors import NonFiniteError, UserError
 
-METHODS = ("spf", "pcgrad", "spf-update", "mixing")
+METHODS = ("spf", "pcgrad", "spf-update", "spf-random", "mixing")
+PROJECTING = ("spf", "spf-random")
 GATES = ("global", "block", "always")
 OVERSAMPLING = 8
 HELD = 0.999  # share of the norm in the sketch from which no power iteration is worth its time
@@ -112,6 +114,14 @@ def randomised_svd(
     return (u * above[..., None, :].to(u.dtype))[..., :k], (values * above)[..., :k]
 
 
+def _random_bases(
+    bases: Float[Tensor, "*block m k"], generator: torch.Generator
+) -> Float[Tensor, "*block m k"]:
+    """Random orthonormal columns, as many as `bases` has that are not zero, in the same places."""
+    drawn = torch.randn(bases.shape, generator=generator, device=generator.device).to(bases.device)
+    return torch.linalg.qr(drawn).Q * bases.norm(dim=-2, keepdim=True).round()
+
+
 def coefficients(matrix: Float[Tensor, "m n"], basis: Float[Tensor, "m k"]) -> Float[Tensor, "k n"]:
     """`(2I − UᵀU) Uᵀ M`: with these, `M − U C` is `(I − UUᵀ)² M`, which rounding of U leaves nothing along, in one pass."""
     twice = 2 * torch.eye(basis.shape[1], device=basis.device) - basis.mT @ basis
@@ -136,7 +146,7 @@ class GradientSurgery:
         parameters: named blocks; those that need no gradient are left out.
         safety_loss: of the step's number, the loss on a refusal (or several) at the current weights, with dropout off;
             called at every refresh. What it draws should depend on the step only, then a resumed run is the same run.
-        method: `spf`, `pcgrad`, `spf-update` (needs `update_watch` around the optimiser) or `mixing`.
+        method: `spf`, `pcgrad`, `spf-update` (needs `update_watch` around the optimiser), `spf-random` or `mixing`.
         k: leading singular vectors of each block of `g_s` that SPF protects (20 in the source).
         gate: which inner product opens the projection: `global`, `block` by block, or `always` open.
         refresh: steps between computations of `g_s`.
@@ -277,6 +287,9 @@ class GradientSurgery:
             matrices = [_matrix(self.safety[name]).float() for name in group]
             stack = torch.stack(matrices) if len(group) > 1 else matrices[0][None]
             bases, values = randomised_svd(stack, self.k, generator)
+            if self.method == "spf-random":
+                bases = _random_bases(bases, generator)
+                values = (bases.mT @ stack).norm(dim=-1)
             kept = values.square().sum(-1).tolist()
             tail += sum(
                 max(0.0, self._squares[name] - square) for name, square in zip(group, kept, strict=True)
@@ -287,13 +300,13 @@ class GradientSurgery:
     def _operate(self, name: str, gradient: Tensor, total: float, safety_norm: float) -> float:
         """Change one block's gradient and return the square of what was taken."""
         safety = self.safety[name]
-        if self.method == "spf-update" or (self.method == "spf" and name not in self._bases):
+        if self.method == "spf-update" or (self.method in PROJECTING and name not in self._bases):
             return 0.0
         if self.method == "mixing":
             change = self.weight * (safety - gradient)
             gradient.add_(change)
             return _dot(change, change)
-        if self.method == "spf":
+        if self.method in PROJECTING:
             basis, matrix = self._bases[name], _matrix(gradient).float()
             along = coefficients(matrix, basis)
             matrix.addmm_(basis, along, alpha=-1)

@@ -25,13 +25,13 @@ import pandas as pd
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from interp.data.prompts import Prompt
 from interp.errors import UserError
 from interp.evals.judges import PhraseJudge
 from interp.evals.verdicts import Outcome
-from interp.files import save_table
+from interp.files import load_table, save_table
 from interp.methods.spf import GradientSurgery, SurgeryStep, UpdateStep, surgery_table, update_watch
 from interp.models.finetune import collate, encode_example
 from interp.models.model import Model
@@ -86,7 +86,8 @@ class SurgeryMixin:
         surgery: makes the surgery from the module in training, once its adapters are in place.
         held_out: of the step's number, the safety loss on refusals that surgery does not use: `RefusalLoss(model, others, n=32)`.
         held_out_every: steps between its measurements.
-        surgery_log: parquet file for the table of all steps, written when training ends, however it ends.
+        surgery_log: parquet file for the table of all steps, written before every checkpoint and when training ends, however
+            it ends; a resumed run goes on behind the steps of the sessions before it.
 
     Raises UserError under DeepSpeed, FSDP and Megatron, which keep only shards of a gradient in `.grad`.
     """
@@ -106,7 +107,9 @@ class SurgeryMixin:
             raise UserError(
                 f"gradient surgery needs whole gradients, and {kind} shards them; use DDP, with LoRA"
             )
-        self._make_surgery, self._log_path = surgery, surgery_log
+        self._make_surgery = surgery
+        self._log_path = Path(surgery_log) if surgery_log is not None else None
+        self._earlier = pd.DataFrame()
         self._held_out, self._held_out_every = held_out, held_out_every
         self._held_out_losses: dict[int, float] = {}
         self.surgery: GradientSurgery | None = None
@@ -118,21 +121,32 @@ class SurgeryMixin:
     def surgery_table(self) -> pd.DataFrame:
         """One row a step so far: gate, cosine, removed share, ⟨Δθ, g_s⟩ and the rest of `SurgeryStep` and `UpdateStep`.
 
-        `held_out_loss` is that before the step, NaN where it was not measured.
+        `held_out_loss` is that before the step, NaN where it was not measured. Of sessions that a `surgery_log` knows, the steps
+        before the one that this session began at come first.
         """
-        table = surgery_table(self._steps, self._updates)
-        return table.assign(held_out_loss=table["step"].map(self._held_out_losses).astype(float))
+        table, earlier = surgery_table(self._steps, self._updates), self._earlier
+        table = table.assign(held_out_loss=table["step"].map(self._held_out_losses).astype(float))
+        if len(earlier) and len(table):
+            earlier = earlier[earlier["step"] < table["step"].min()]
+        parts = [part for part in (earlier, table) if len(part)]
+        return pd.concat(parts or [table], ignore_index=True)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's own."""
+        if self._log_path is not None:
+            self._earlier = load_table(self._log_path) if self._log_path.is_file() else pd.DataFrame()
+            self.add_callback(_WriteBeforeSaving(self._write_log))  # type: ignore[attr-defined]
         try:
             with self._watch:
                 return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.surgery = None
-            if self._log_path is not None and self.args.process_index == 0:  # type: ignore[attr-defined]
-                Path(self._log_path).parent.mkdir(parents=True, exist_ok=True)
-                save_table(Path(self._log_path), self.surgery_table)
+            self._write_log()
+
+    def _write_log(self) -> None:
+        if self._log_path is not None and self.args.process_index == 0:  # type: ignore[attr-defined]
+            self._log_path.parent.mkdir(parents=True, exist_ok=True)
+            save_table(self._log_path, self.surgery_table)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """As the Trainer's own, and surgery once the gradient of the whole batch is there."""
@@ -163,6 +177,17 @@ class SurgeryMixin:
             with torch.no_grad():
                 self._held_out_losses[step] = float(self._held_out(step))
         self._steps.append(self.surgery())
+
+
+class _WriteBeforeSaving(TrainerCallback):
+    """Writes before a checkpoint is, so that a run resumed from it lacks no step."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self.write = write
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            self.write()
 
 
 class SurgeryTrainer(SurgeryMixin, Trainer):

@@ -56,14 +56,14 @@ def run_batches(
         if len(batch) > limit:
             queue = [batch[:limit], batch[limit:], *queue]
             continue
+        fits = True
         try:
             result = step(batch)
         except Exception as error:
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
-            result = None
-            limit = len(batch) // 2
-        if result is None:  # outside `except`, so that the failed call's tensors are no longer referenced
+            fits, limit = False, len(batch) // 2
+        if not fits:  # outside `except`, so that the failed call's tensors are no longer referenced
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

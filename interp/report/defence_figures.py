@@ -35,6 +35,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "plain": ("plain", GREY, "o"),
     "spf": ("SPF", VERMILLION, "s"),
     "spf-update": ("SPF, update", ORANGE, "D"),
+    "spf-random": ("SPF, random", BLACK, "p"),
     "pcgrad": ("PCGrad", PURPLE, "^"),
     "mixing": ("safety mixing", BLUE, "v"),
     "safelora": ("SafeLoRA, published", GREEN, "P"),

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from interp.data.prompts import PromptSet
-from interp.errors import CheckpointError
-from interp.hub import offline_unless_reachable
 from interp.models.checkpoint import Checkpoint
+from interp.models.cost import UTILISATION, empty_model, matmul_flops, prompt_tokens
 
 if TYPE_CHECKING:
     from interp.study.settings import StudyConfig
 
-TOKENS_PER_WORD = 1.4  # of usual English tokenizers, with the chat template counted apart
-TEMPLATE_TOKENS = 15
 SURVIVORS = 0.5  # share of candidates that pass the first filter, as a guess
-UTILISATION = 0.4  # of a large matrix product's speed that a forward pass reaches
 
 
 @dataclass(frozen=True)
@@ -45,20 +36,13 @@ def estimate(name: str, config: StudyConfig, prompts: Mapping[str, PromptSet], *
     Raises CheckpointError when the config cannot be read.
     """
     checkpoint = Checkpoint.parse(name)
-    try:
-        with offline_unless_reachable() if not Path(checkpoint.base).is_dir() else nullcontext():
-            model_config = AutoConfig.from_pretrained(checkpoint.base, revision=checkpoint.revision)
-        with init_empty_weights():
-            module = AutoModelForCausalLM.from_config(model_config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(
-            f"cannot read the config of {checkpoint.base!r} ({reason}); check the name"
-        ) from error
+    model_config, module = empty_model(checkpoint)
     parameters = sum(p.numel() for p in module.parameters())
     layers, width = model_config.num_hidden_layers, model_config.hidden_size
-    words = {key: sum(len(p.text.split()) for p in part) / max(len(part), 1) for key, part in prompts.items()}
-    length = {key: TEMPLATE_TOKENS + TOKENS_PER_WORD * count for key, count in words.items()}
+    length = {
+        key: sum(prompt_tokens(replace(p, response=None)) for p in part) / max(len(part), 1)
+        for key, part in prompts.items()
+    }
 
     def tokens(key: str, *, answered: bool) -> float:
         return len(prompts[key]) * (length[key] + (config.max_new_tokens if answered else 0))
@@ -77,7 +61,7 @@ def estimate(name: str, config: StudyConfig, prompts: Mapping[str, PromptSet], *
     logits = config.batch_size * model_config.vocab_size * 8
     return Cost(
         parameters,
-        2 * parameters * total / (UTILISATION * _flops()),
+        2 * parameters * total / (UTILISATION * matmul_flops()),
         parameters * bytes_each + stored + logits,
     )
 
@@ -86,17 +70,3 @@ def _bytes_of(dtype: str | None) -> int:
     if dtype is None:
         return 2 if torch.cuda.is_available() else 4
     return {"float32": 4, "float64": 8}.get(dtype, 2)
-
-
-def _flops() -> float:
-    """Operations a second of a matrix product on the device that would be used."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(1024, 1024, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    a @ a
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start, n = time.perf_counter(), 20
-    for _ in range(n):
-        b = a @ a
-    float(b[0, 0])
-    return n * 2 * 1024**3 / (time.perf_counter() - start)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from interp.data.prompts import Prompt, PromptSet, jailbreakbench, read_prompts
 from interp.errors import UserError
-from interp.evals.judges import ExactJudge, ModelJudge, PhraseJudge
+from interp.evals.judges import ExactJudge, PhraseJudge, named_judge
 from interp.evals.templates import TEMPLATES
 from interp.evals.verdicts import Judge
 from interp.methods.refusal import SelectionRule
@@ -101,12 +101,4 @@ def make_judge(config: StudyConfig, prompts: Sequence[Prompt]) -> Judge:
     """
     if config.judge == "auto":
         return ExactJudge() if all(prompt.truth is not None for prompt in prompts) else PhraseJudge()
-    if config.judge in ("exact", "phrases"):
-        return ExactJudge() if config.judge == "exact" else PhraseJudge()
-    name, equals, model = config.judge.partition("=")
-    if not equals or name not in TEMPLATES or not model:
-        known = ", ".join(f"{template}=MODEL" for template in TEMPLATES)
-        raise UserError(f"unknown judge {config.judge!r}; use auto, exact, phrases or one of {known}")
-    return ModelJudge.from_checkpoint(
-        TEMPLATES[name], model, dtype=config.dtype, device_map=config.device_map
-    )
+    return named_judge(config.judge, dtype=config.dtype, device_map=config.device_map)

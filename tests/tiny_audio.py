@@ -332,6 +332,7 @@ AUDIO: dict[str, Architecture] = {
         encoder_n_layers="audio_config.encoder_layers",
         placeholder_ids=("audio_token_id",),
         media={"input_features": "concat", "feature_attention_mask": "concat"},
+        deltas="model",
         encoder_tuple=True,
         encoder_stream="flat",
         projector_stream="flat",
@@ -350,6 +351,7 @@ AUDIO: dict[str, Architecture] = {
         encoder_n_layers="audio_config.num_hidden_layers",
         placeholder_ids=("audio_token_id",),
         media={"input_features": "concat", "input_features_mask": "concat"},
+        limits={"several items": "its processor takes one clip a prompt"},
         projector_stream="padded items",
     ),
     "voxtral": Architecture(

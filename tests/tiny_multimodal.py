@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 RATE = 16_000
 TEXT_TOKENS = [*SPECIAL, *WORDS]
 Features = dict[str, Tensor]
-Limit = Literal["processor", "processor: text alone", "processor: batch", "mixed sizes"]
+Limit = Literal["processor", "processor: text alone", "processor: batch", "mixed sizes", "several items"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ class Architecture:
     """Encoder blocks whose output tensor the encoder changes in place afterwards: a capture must copy it in the hook."""
     deepstack: str | None = None
     """List of further projectors, whose k-th output is added to the stream behind decoder block k."""
-    stale_positions: bool = False
-    """Whether cached decoding of text is shifted by the image of an earlier call, kept on the module."""
+    deltas: str | None = None
+    """Module on which a prefill leaves `rope_deltas`, (batch, 1): a cached step without media must be given
+    position_ids, `mask.cumsum - 1` plus them. After a prefill of text alone they are those of an earlier call."""
     unread_blocks: int = 0
     """Encoder blocks at the end whose output nothing reads."""
     limits: Mapping[Limit, str] = field(default_factory=dict)

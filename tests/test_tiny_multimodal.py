@@ -1,4 +1,4 @@
-"""The facts of tiny_vision.VISION and tiny_audio.AUDIO hold for the models they describe, failures included."""
+"""The rows of tower_facts.FACTS hold for tiny models of their architectures, failures included."""
 
 from functools import cache, reduce
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_audio import AUDIO
 from tiny_multimodal import (
-    Architecture,
-    Features,
+    Recipe,
     Row,
     Tiny,
     build,
@@ -20,20 +19,21 @@ from tiny_multimodal import (
 )
 from tiny_vision import VISION
 from torch import Tensor, nn
+from tower_facts import FACTS, Features
 
-ALL: dict[str, Architecture] = {**VISION, **AUDIO}
+RECIPES: dict[str, Recipe] = {**VISION, **AUDIO}
 TOLERANCE = 1e-5
-every = pytest.mark.parametrize("kind", ALL)
+every = pytest.mark.parametrize("kind", FACTS)
 
 
 @cache
 def tiny(kind: str) -> Tiny:
-    return build(kind, ALL[kind])
+    return build(kind, RECIPES[kind])
 
 
 def media(kind: str, size: int = 0, seed: int = 0):
     """An image or a clip; `size` 1 is another shape or duration."""
-    if ALL[kind].modality == "image":
+    if FACTS[kind].modality == "image":
         return picture(28, 28 * (1 + size), seed)
     return clip(1.0 + 0.7 * size, seed)
 
@@ -54,8 +54,7 @@ def first(output):
 
 def placeholders(model: Tiny, batch: Features) -> Tensor:
     """Which positions hold a placeholder."""
-    ids = torch.tensor([config_at(model, path) for path in model.facts.placeholder_ids])
-    return torch.isin(batch["input_ids"], ids)
+    return batch["input_ids"] == config_at(model, model.facts.placeholder_id)
 
 
 @torch.no_grad()
@@ -92,7 +91,7 @@ def seen(model: Tiny, batch: Features, *paths: str) -> list[list[Tensor]]:
 
 @every
 def test_the_paths_lead_to_what_they_name(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     at = model.module.get_submodule
     width, depth = config_at(model, facts.hidden_size), config_at(model, facts.n_layers)
     assert model.module.config.model_type == facts.model_type
@@ -116,8 +115,60 @@ def test_the_paths_lead_to_what_they_name(kind: str):
 
 
 @every
+def test_a_block_adds_what_its_parts_write(kind: str):
+    model, facts = tiny(kind), FACTS[kind]
+    scale = config_at(model, facts.residual_scale) if facts.residual_scale else 1.0
+    block = f"{facts.blocks}.1"
+    paths = (f"<{block}", f"{block}.{facts.attn_out}", f"{block}.{facts.mlp_out}", block)
+    (before,), (attn,), (mlp,), (after,) = seen(model, features(model, 1), *paths)
+    torch.testing.assert_close(before + scale * (attn + mlp), after, rtol=0, atol=TOLERANCE)
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        assert model.module.get_submodule(f"{block}.{name}").out_features == 32
+
+
+@every
+def test_logits_are_kept_as_asked_where_the_facts_say_so(kind: str):
+    model, facts = tiny(kind), FACTS[kind]
+    batch = features(model, 1)
+    with torch.no_grad():
+        kept = model.module(**batch, logits_to_keep=1).logits.shape[1]
+    assert kept == (1 if facts.logits_to_keep else batch["input_ids"].shape[1])
+
+
+def encoder_pieces(model: Tiny, batch: Features) -> list[Tensor]:
+    """What each item or tile has in the stream behind the first encoder block, without padding."""
+    facts = model.facts
+    own = facts.encoder_tokens(model.module.config, batch)
+    ((stream,),) = seen(model, batch, f"{facts.encoder_blocks}.0")
+    if facts.encoder_stream == "flat":
+        assert stream.ndim == 2
+        return list(stream.split(own))
+    assert stream.ndim == 3 and len(stream) == len(own) and stream.shape[1] >= max(own)
+    return [item[:n] for item, n in zip(stream, own, strict=True)]
+
+
+@every
+def test_each_item_keeps_its_own_place_in_the_encoder(kind: str):
+    model, facts = tiny(kind), FACTS[kind]
+    turns = rows(kind, (0, 0) if "mixed sizes" in facts.limits else (1, 0))
+    if "several items" not in facts.limits:
+        turns.append(Row("w1", (media(kind, seed=7), media(kind, seed=8))))
+    alone = [encode(model, [turn]) for turn in turns]
+    single = [piece for row in alone for piece in encoder_pieces(model, row)]
+    together = encoder_pieces(model, collate(facts, alone))
+    assert len(together) >= len(turns)
+    for value, expected in zip(together, single, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
+    if facts.encoder_prefix:
+        # nothing is seen by CLS before the first block
+        ((entering,),) = seen(model, collate(facts, alone), f"<{facts.encoder_blocks}.0")
+        assert entering[:, 0].unique(dim=0).shape[0] == 1
+        assert entering[:, 1].unique(dim=0).shape[0] > 1
+
+
+@every
 def test_block_outputs_are_tuples_where_the_facts_say_so(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     found = {}
     paths = {"decoder": f"{facts.blocks}.0", "encoder": f"{facts.encoder_blocks}.0"}
     hooks = [
@@ -134,7 +185,7 @@ def test_block_outputs_are_tuples_where_the_facts_say_so(kind: str):
 
 @every
 def test_placeholders_hold_the_rows_of_the_projector(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = collate(facts, [encode(model, [row]) for row in rows(kind, (0, 1))])
     entering, projected = seen(model, batch, f"<{facts.blocks}.0", facts.projector)
     scale = config_at(model, facts.embedding_scale) if facts.embedding_scale else 1.0
@@ -160,7 +211,7 @@ def test_placeholders_hold_the_rows_of_the_projector(kind: str):
 @every
 def test_what_leaves_a_block_enters_the_next_one(kind: str):
     """Save where further projectors add to the stream between decoder blocks, at placeholders alone."""
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = features(model, 1)
     stacked = len(model.module.get_submodule(facts.deepstack)) if facts.deepstack else 0
     where = placeholders(model, batch)
@@ -172,7 +223,7 @@ def test_what_leaves_a_block_enters_the_next_one(kind: str):
 
 @every
 def test_block_outputs_stay_as_they_were_where_the_facts_say_so(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     for at, changed in ((facts.blocks, ()), (facts.encoder_blocks, facts.mutated_blocks)):
         pairs: list[tuple[Tensor, Tensor]] = []
         hooks = [
@@ -211,7 +262,7 @@ def test_a_padded_batch_gives_what_each_row_gives_alone(kind: str):
 
 def holds_unless_limited(kind: str, limit: str, check):
     """The check passes exactly where the facts name no such limit."""
-    if limit not in ALL[kind].limits:
+    if limit not in FACTS[kind].limits:
         check()
         return
     with pytest.raises((AssertionError, ValueError, RuntimeError, TypeError, IndexError, AttributeError)):
@@ -270,9 +321,9 @@ def test_a_prompt_may_hold_several_items_where_the_facts_say_so(kind: str):
 
 @every
 def test_the_processor_batches_as_the_facts_do(kind: str):
-    model, facts = tiny(kind), ALL[kind]
-    if facts.build_processor is None:
-        assert "processor" in facts.limits and facts.encode is not None
+    model, facts = tiny(kind), FACTS[kind]
+    if model.recipe.processor is None:
+        assert "processor" in facts.limits and model.recipe.encode is not None
         return
     turns = rows(kind, (0, 1, 0))
     alone = [encode(model, [turn]) for turn in turns]
@@ -289,7 +340,7 @@ def test_the_processor_batches_as_the_facts_do(kind: str):
 
 @every
 def test_positions_by_the_mask_alone_where_the_facts_say_so(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = collate(facts, [encode(model, [row]) for row in rows(kind, (0, 0))])
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     difference = (run(model, batch, position_ids=positions) - run(model, batch)).abs().max()
@@ -323,14 +374,14 @@ def cached_difference(model: Tiny, batch: Features, deltas: bool = False) -> flo
 
 @every
 def test_cached_decoding_needs_no_media(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = collate(facts, [encode(model, [row]) for row in rows(kind, (0, 0))])
     assert cached_difference(model, batch, deltas=not facts.positions_1d) < TOLERANCE
 
 
 @every
 def test_text_is_decoded_by_the_mask_alone_even_after_an_image(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     text = text_row(model, "w4 w11 w12")
     run(model, features(model, 1))
     assert cached_difference(model, text) < TOLERANCE
@@ -342,7 +393,7 @@ def test_text_is_decoded_by_the_mask_alone_even_after_an_image(kind: str):
 @every
 @torch.no_grad()
 def test_generation_with_and_without_cache_agrees(kind: str):
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = collate(facts, [encode(model, [row]) for row in rows(kind, (0, 0))])
 
     def answer(use_cache: bool) -> tuple[Tensor, Tensor]:
@@ -354,7 +405,7 @@ def test_generation_with_and_without_cache_agrees(kind: str):
             use_cache=use_cache,
             pad_token_id=0,
             # a random model may write one, and without cache it would count as an item that is not there
-            suppress_tokens=[config_at(model, path) for path in facts.placeholder_ids],
+            suppress_tokens=[config_at(model, facts.placeholder_id)],
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -370,7 +421,7 @@ def test_generation_with_and_without_cache_agrees(kind: str):
 def test_nnsight_sees_the_same_blocks(kind: str):
     from nnsight import NNsight, save
 
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = features(model, 1)
     paths = [f"{facts.blocks}.0", f"{facts.blocks}.2"]
     expected = [values[0] for values in seen(model, batch, *paths)]
@@ -385,7 +436,7 @@ def test_nnsight_sees_the_same_blocks(kind: str):
 @every
 def test_edits_of_encoder_blocks_reach_the_answer(kind: str):
     """A recorder of hidden states was hooked on at the first call, so a hook added after it must come before it."""
-    model, facts = tiny(kind), ALL[kind]
+    model, facts = tiny(kind), FACTS[kind]
     batch = features(model, 1)
     plain = run(model, batch)
     blocks = list(model.module.get_submodule(facts.encoder_blocks).children())

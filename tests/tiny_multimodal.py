@@ -150,6 +150,7 @@ def build(kind: str, recipe: Recipe, seed: int = 0) -> Tiny:
             for parameter in part.parameters(recurse=False):
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=0.5 if wide else 0.15)
+    module.set_attn_implementation(dict.fromkeys(FACTS[kind].eager, "eager"))
     processor = recipe.processor() if recipe.processor else None
     words = tokenizer(recipe.extra) if processor is None else processor.tokenizer
     if processor is None:

@@ -28,7 +28,8 @@ class Facts:
     projector: str
     """The module whose output rows are put in place of the placeholder tokens (see `projector_stream`)."""
     encoder_tokens: Callable[[Any, Features], list[int]]
-    """(config, inputs) -> tokens that belong to each entry of the encoder's stream: an item, or a tile of an image."""
+    """(config, inputs) -> tokens that belong to each entry of the encoder's stream: an item, or a tile of an image.
+    A tile of padding that the encoder sees has 0; Idefics' never reach it."""
     media: Mapping[str, Literal["concat", "ones"]]
     """Media inputs. `concat`: a batch is the rows' tensors padded with zeros at the end and joined on dim 0. `ones`:
     the same of a mask that the processor leaves out for a single item: ones over dims 0 and 1 of the first input."""
@@ -66,7 +67,9 @@ class Facts:
     """Whether passing `mask.cumsum - 1` as position_ids gives what the model does by itself."""
     deltas: str | None = None
     """Module on which a prefill leaves `rope_deltas`, (batch, 1): a cached step without media must be given
-    position_ids, `mask.cumsum - 1` plus them. After a prefill of text alone they are those of an earlier call."""
+    position_ids, `mask.cumsum - 1` plus them."""
+    stale_deltas: bool = False
+    """Whether a prefill of text alone keeps the deltas of an earlier call, which are wrong for it (0 is right)."""
     logits_to_keep: bool = True
     """Whether forward takes `logits_to_keep`; otherwise it is swallowed and all logits come back."""
 
@@ -79,6 +82,8 @@ class Facts:
     """Whether encoder blocks return tuples."""
     encoder_capture: bool = False
     """Whether the projector reads a recorded hidden state: an edit hook on a block must come before the recorder's."""
+    eager: tuple[str, ...] = ()
+    """Sub-configs whose attention must be eager: with sdpa the encoder is causal in batches without padding."""
     mutated_blocks: tuple[int, ...] = ()
     """Encoder blocks whose output the encoder changes in place afterwards: a capture must copy it in the hook."""
     unread_blocks: int = 0
@@ -86,6 +91,9 @@ class Facts:
     projector_stream: Literal["items", "flat", "padded items", "packed items"] = "items"
     """`padded items`: rows of the projector beyond an item's own length never reach the text sequence. `packed items`:
     the rows of an image's tiles are put in image order, cropped, and a learned newline row ends every line."""
+
+    projector_per_item: bool = False
+    """Whether the projector is called once an item in a forward, not once for all."""
 
     limits: Mapping[Limit, str] = field(default_factory=dict)
     """What is not possible, with the reason."""
@@ -169,6 +177,7 @@ _QWEN_VL = Facts(
     per_token=("mm_token_type_ids",),
     positions_1d=False,
     deltas="model",
+    stale_deltas=True,
     encoder_stream="flat",
     projector_stream="flat",
 )
@@ -324,6 +333,7 @@ FACTS: dict[str, Facts] = {
         model_type="qwen2_5_omni_thinker",
         encoder_hidden_size="vision_config.hidden_size",
         per_token=(),
+        stale_deltas=False,
         logits_to_keep=False,
     ),
     "phi4_multimodal/image": replace(
@@ -335,11 +345,14 @@ FACTS: dict[str, Facts] = {
         encoder_hidden_size="vision_config.hidden_size",
         encoder_n_layers="vision_config.num_hidden_layers",
         encoder_tokens=lambda config, inputs: (
-            inputs["image_attention_mask"].flatten(0, 1).flatten(1).sum(1).tolist()
+            inputs["image_attention_mask"].flatten(0, 1).flatten(1).sum(1).int().tolist()
         ),
         placeholder_id="vision_config.image_token_id",
         media={"image_pixel_values": "concat", "image_sizes": "concat", "image_attention_mask": "concat"},
+        projector_stream="items",
+        projector_per_item=True,
         encoder_capture=True,
+        eager=("vision_config",),
         unread_blocks=1,
         limits={"processor": "its image processor needs torchvision"},
     ),

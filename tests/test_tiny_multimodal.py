@@ -1,9 +1,12 @@
 """The rows of tower_facts.FACTS hold for tiny models of their architectures, failures included."""
 
+import dataclasses
 from functools import cache, reduce
+from pathlib import Path
 
 import pytest
 import torch
+from partial_processor import load_without
 from tiny_audio import AUDIO
 from tiny_multimodal import (
     Recipe,
@@ -20,6 +23,7 @@ from tiny_multimodal import (
 from tiny_vision import VISION
 from torch import Tensor, nn
 from tower_facts import FACTS, Features
+from transformers import AutoProcessor
 
 RECIPES: dict[str, Recipe] = {**VISION, **AUDIO}
 TOLERANCE = 1e-5
@@ -436,14 +440,18 @@ def test_nnsight_sees_the_same_blocks(kind: str):
 
     model, facts = tiny(kind), FACTS[kind]
     batch = features(model, 1)
-    paths = [f"{facts.blocks}.0", f"{facts.blocks}.2"]
+    paths = [f"{facts.encoder_blocks}.0", facts.projector, f"{facts.blocks}.0", f"{facts.blocks}.2"]
     expected = [values[0] for values in seen(model, batch, *paths)]
     traced = NNsight(model.module)
     with torch.no_grad(), traced.trace(**batch):
-        one = save(traced.get(paths[0]).output)
-        two = save(traced.get(paths[1]).output)
-    for value, other in zip((one, two), expected, strict=True):
-        assert (first(value) - other).abs().max() == 0
+        encoded = traced.get(paths[0]).output
+        # a copy, for an encoder that goes on to change it in place
+        encoded = save((encoded[0] if facts.encoder_tuple else encoded).clone())
+        projected = save(traced.get(paths[1]).output)
+        one = save(traced.get(paths[2]).output)
+        two = save(traced.get(paths[3]).output)
+    for value, other in zip((encoded, projected, one, two), expected, strict=True):
+        assert (value - other).abs().max() == 0
 
 
 @every
@@ -470,3 +478,30 @@ def test_edits_of_encoder_blocks_reach_the_answer(kind: str):
     assert (edited(blocks[last], prepend=False) == 0) == facts.encoder_capture
     for block in blocks[last + 1 :]:
         assert edited(block, prepend=True) == 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind, recipe in RECIPES.items() if recipe.processor])
+def test_a_saved_processor_comes_back(kind: str, tmp_path: Path):
+    model = tiny(kind)
+    processor = model.processor
+    model.module.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    missing = [name for name in processor.get_attributes() if getattr(processor, name) is None]
+    if missing:
+        found = load_without(type(processor).__mro__[1], tmp_path, *missing)
+        with pytest.raises((ImportError, OSError, ValueError)):
+            AutoProcessor.from_pretrained(tmp_path)
+    else:
+        found = AutoProcessor.from_pretrained(tmp_path)
+    again = dataclasses.replace(model, processor=found, tokenizer=found.tokenizer)
+    expected, loaded = features(model, 1), features(again, 1)
+    assert set(expected) == set(loaded)
+    assert all(loaded[name].equal(value) for name, value in expected.items())
+
+
+def test_a_seed_makes_a_model_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    one, same, other = (build("llava", RECIPES["llava"], seed).module.state_dict() for seed in (3, 3, 4))
+    assert torch.get_rng_state().equal(before)
+    assert all(same[name].equal(value) for name, value in one.items())
+    assert any(not other[name].equal(value) for name, value in one.items())

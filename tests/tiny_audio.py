@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from partial_processor import without
 from tiny_multimodal import (
     RATE,
     Recipe,
@@ -20,7 +21,6 @@ from tiny_multimodal import (
     text_config,
     token_id,
     tokenizer,
-    without,
 )
 from torch import nn
 from tower_facts import Features

@@ -120,26 +120,6 @@ def text_config(extra: Sequence[str], **changes: Any) -> dict[str, Any]:
     }
 
 
-def without(processor_class: type, *missing: str) -> type:
-    """The processor class with None accepted for the parts named in `missing`, such as `video_processor`.
-
-    Video processors (and Phi-4-multimodal's images) need torchvision. A processor class that takes such a part
-    refuses None by its type check alone, and calls the part only when it is given something of its kind. Only that
-    check is relaxed, and only for those arguments.
-    """
-
-    def check_argument_for_proper_class(self: Any, argument_name: str, argument: Any) -> Any:
-        if argument_name in missing and argument is None:
-            return type(None)
-        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
-
-    return type(
-        processor_class.__name__,
-        (processor_class,),
-        {"check_argument_for_proper_class": check_argument_for_proper_class},
-    )
-
-
 def build(kind: str, recipe: Recipe, seed: int = 0) -> Tiny:
     """A random model with weights large enough that every part of it matters, and its processor."""
     with torch.random.fork_rng():

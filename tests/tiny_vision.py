@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_multimodal import Recipe, template, text_config, token_id, tokenizer, without
+from partial_processor import without
+from tiny_multimodal import Recipe, template, text_config, token_id, tokenizer
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,

@@ -163,11 +163,38 @@ def test_each_item_keeps_its_own_place_in_the_encoder(kind: str):
     assert len(together) >= len(turns)
     for value, expected in zip(together, single, strict=True):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
-    if facts.encoder_prefix:
-        # nothing is seen by CLS before the first block
+    if facts.encoder_stream == "items":
+        # what stands in front of the patches has seen nothing before the first block
         ((entering,),) = seen(model, collate(facts, alone), f"<{facts.encoder_blocks}.0")
-        assert entering[:, 0].unique(dim=0).shape[0] == 1
-        assert entering[:, 1].unique(dim=0).shape[0] > 1
+        distinct = [len(entering[:, i].unique(dim=0)) for i in range(facts.encoder_prefix + 1)]
+        assert distinct[:-1] == [1] * facts.encoder_prefix
+        assert distinct[-1] > 1
+
+
+@every
+def test_the_tokens_of_an_item_reach_the_answer_and_its_padding_does_not(kind: str):
+    model, facts = tiny(kind), FACTS[kind]
+    batch = features(model, 1)
+    plain = run(model, batch)
+    own = facts.encoder_tokens(model.module.config, batch)[0]
+
+    def with_noise(first_row: int, last_row: int | None) -> float:
+        def hook(module: nn.Module, args, output):
+            value = first(output).clone()
+            rows_of_item = value if value.ndim == 2 else value[0]
+            rows_of_item[first_row:last_row] += torch.linspace(-9, 9, 24)
+            return (value, *output[1:]) if isinstance(output, tuple) else value
+
+        block = model.module.get_submodule(f"{facts.encoder_blocks}.0")
+        handle = block.register_forward_hook(hook, prepend=True)
+        try:
+            return float((run(model, batch) - plain).abs().max())
+        finally:
+            handle.remove()
+
+    assert with_noise(own - 1, own) > 1e-4
+    if facts.encoder_stream == "items":
+        assert with_noise(own, None) < TOLERANCE
 
 
 @every
@@ -366,12 +393,12 @@ def test_positions_by_the_mask_alone_where_the_facts_say_so(kind: str):
 
 
 def cached_difference(model: Tiny, batch: Features, deltas: bool = False) -> float:
-    """Largest difference of the logits of one token more, decoded from a cache without media and at once.
+    """Largest difference of the logits of two tokens more, decoded from a cache without media and at once.
 
     Positions come from the mask, or with `deltas` from what the model does by itself and then keeps for the steps.
     """
     facts, n = model.facts, len(batch["input_ids"])
-    token = torch.tensor([[9], [17], [30]])[:n]
+    token = torch.tensor([[9, 12], [17, 40]])[:n]
     longer = {name: value for name, value in batch.items() if name in facts.media}
     for name in ("input_ids", "attention_mask", *facts.per_token):
         added = {"input_ids": token, "attention_mask": torch.ones_like(token)}.get(
@@ -380,13 +407,13 @@ def cached_difference(model: Tiny, batch: Features, deltas: bool = False) -> flo
         added = added + (facts.response_type if name == "token_type_ids" else 0)
         longer[name] = torch.cat([batch[name], added], 1)
     positions = (longer["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    given = {} if deltas else {"position_ids": positions[:, :-1]}
+    given = {} if deltas else {"position_ids": positions[:, :-2]}
     with torch.no_grad():
         whole = run(model, longer, use_cache=False, **({} if deltas else {"position_ids": positions}))
         past = model.module(**batch, **given, use_cache=True).past_key_values
         shift = model.module.get_submodule(facts.deltas).rope_deltas if deltas else 0
         step = {"input_ids": token, "attention_mask": longer["attention_mask"], "past_key_values": past}
-        cached = run(model, step, position_ids=positions[:, -1:] + shift, use_cache=True)
+        cached = run(model, step, position_ids=positions[:, -2:] + shift, use_cache=True)
     return float((cached - whole).abs().max())
 
 

@@ -59,7 +59,8 @@ class Facts:
 
     # inputs
     per_token: tuple[str, ...] = ()
-    """Outputs of the processor with one value a token: 0 for padding and text; `response_type` for the answer."""
+    """Outputs of the processor with one value a token: 0 for padding and text, `response_type` for the answer in
+    `token_type_ids` and 0 in others."""
     response_type: int = 0
     drop: tuple[str, ...] = ()
     """Outputs of the processor that are not inputs of the model for inference."""
@@ -283,7 +284,7 @@ FACTS: dict[str, Facts] = {
     ),
     "idefics3": _IDEFICS,
     "smolvlm": replace(_IDEFICS, model_type="smolvlm"),
-    "qwen2_audio": replace(_WHISPER, drop=("num_audio_tokens",), logits_to_keep=False),
+    "qwen2_audio": replace(_WHISPER, logits_to_keep=False),
     "qwen2_5_omni": _OMNI,
     "audioflamingo3": replace(
         _WHISPER,

@@ -1,4 +1,4 @@
-"""Tiny audio-language models with their real processors where they can exist, and the facts about each architecture.
+"""Tiny audio-language models with their real processors where they can exist; two of them also see.
 
 Mel encoders take clips of at most 2 s: 200 frames of 10 ms, 100 positions.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from partial_processor import without
 from tiny_multimodal import (
     RATE,
-    Architecture,
-    Features,
+    Recipe,
     Row,
     Tiny,
     render,
@@ -20,8 +21,9 @@ from tiny_multimodal import (
     text_config,
     token_id,
     tokenizer,
-    without,
 )
+from torch import nn
+from tower_facts import Features
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
@@ -251,10 +253,39 @@ def _phi4_processor() -> Any:
     return processor
 
 
+def _encode_phi4_image(tiny: Tiny, row: Row) -> Features:
+    """Crops of 28 pixels, the whole image in front: the real ones need torchvision."""
+    found: Features = {}
+    text = render(tiny, row)
+    if row.media:
+        crops, masks, sizes, counts = [], [], [], []
+        for image in row.media:
+            pixels = torch.as_tensor(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+            high, wide = pixels.shape[1] // 28, pixels.shape[2] // 28
+            pieces = pixels.unfold(1, 28, 28).unfold(2, 28, 28).permute(1, 2, 0, 3, 4).flatten(0, 1)
+            whole = nn.functional.interpolate(pixels[None], (28, 28), mode="bilinear")
+            crops.append(torch.cat([whole, pieces]))
+            masks.append(torch.ones(1 + high * wide, 4, 4))
+            sizes.append([28 * high, 28 * wide])
+            # two patches a side make a token, every line and the whole image end with a learned one
+            counts.append(2 * high * (2 * wide + 1) + 1 + 2 * 3)
+        pad = torch.nn.utils.rnn.pad_sequence
+        found["image_pixel_values"] = pad(crops, batch_first=True)
+        found["image_sizes"] = torch.tensor(sizes)
+        found["image_attention_mask"] = pad(masks, batch_first=True)
+        text = _expand(text, "<|image|>", counts)
+    return {**_words(tiny, text), **found}
+
+
 def _granite() -> Any:
     return GraniteSpeechForConditionalGeneration(
         GraniteSpeechConfig(
-            text_config={"model_type": "granite", **text_config(GRANITE), "embedding_multiplier": 2.0},
+            text_config={
+                "model_type": "granite",
+                **text_config(GRANITE),
+                "embedding_multiplier": 2.0,
+                "residual_multiplier": 0.5,
+            },
             encoder_config={
                 "input_dim": 2 * MELS,
                 "num_layers": 2,
@@ -300,130 +331,13 @@ def _encode_granite(tiny: Tiny, row: Row) -> Features:
     return {**_words(tiny, text), **found}
 
 
-AUDIO: dict[str, Architecture] = {
-    "qwen2_audio": Architecture(
-        model_type="qwen2_audio",
-        build_module=_qwen2_audio,
-        build_processor=_qwen2_audio_processor,
-        modality="audio",
-        extra_tokens=QWEN,
-        placeholder="<|audio_bos|><|AUDIO|><|audio_eos|>",
-        encoder="model.audio_tower",
-        encoder_blocks="model.audio_tower.layers",
-        projector="model.multi_modal_projector",
-        encoder_hidden_size="audio_config.d_model",
-        encoder_n_layers="audio_config.encoder_layers",
-        placeholder_ids=("audio_token_id",),
-        media={"input_features": "concat", "feature_attention_mask": "concat"},
-        drop=("num_audio_tokens",),
-        projector_stream="padded items",
-    ),
-    "qwen2_5_omni": Architecture(
-        model_type="qwen2_5_omni_thinker",
-        build_module=_omni,
-        build_processor=_omni_processor,
-        modality="audio",
-        extra_tokens=OMNI,
-        placeholder="<|audio_bos|><|AUDIO|><|audio_eos|>",
-        encoder="model.audio_tower",
-        encoder_blocks="model.audio_tower.layers",
-        projector="model.audio_tower.proj",
-        encoder_hidden_size="audio_config.d_model",
-        encoder_n_layers="audio_config.encoder_layers",
-        placeholder_ids=("audio_token_id",),
-        media={"input_features": "concat", "feature_attention_mask": "concat"},
-        deltas="model",
-        encoder_tuple=True,
-        encoder_stream="flat",
-        projector_stream="flat",
-    ),
-    "audioflamingo3": Architecture(
-        model_type="audioflamingo3",
-        build_module=_flamingo,
-        build_processor=_flamingo_processor,
-        modality="audio",
-        extra_tokens=FLAMINGO,
-        placeholder="<sound>",
-        encoder="model.audio_tower",
-        encoder_blocks="model.audio_tower.layers",
-        projector="model.multi_modal_projector",
-        encoder_hidden_size="audio_config.hidden_size",
-        encoder_n_layers="audio_config.num_hidden_layers",
-        placeholder_ids=("audio_token_id",),
-        media={"input_features": "concat", "input_features_mask": "concat"},
-        limits={"several items": "its processor takes one clip a prompt"},
-        projector_stream="padded items",
-    ),
-    "voxtral": Architecture(
-        model_type="voxtral",
-        build_module=_voxtral,
-        build_processor=None,
-        modality="audio",
-        extra_tokens=VOXTRAL,
-        placeholder="[BEGIN_AUDIO][AUDIO]",
-        encoder="model.audio_tower",
-        encoder_blocks="model.audio_tower.layers",
-        projector="model.multi_modal_projector",
-        encoder_hidden_size="audio_config.hidden_size",
-        encoder_n_layers="audio_config.num_hidden_layers",
-        placeholder_ids=("audio_token_id",),
-        media={"input_features": "concat"},
-        projector_stream="flat",
-        limits={"processor": "its text step is the tokenizer of mistral-common; the feature step is its own"},
-        encode=_encode_voxtral,
-    ),
-    "phi4_multimodal": Architecture(
-        model_type="phi4_multimodal",
-        build_module=_phi4,
-        build_processor=_phi4_processor,
-        modality="audio",
-        extra_tokens=PHI4,
-        placeholder="<|audio|>",
-        decoder="model",
-        blocks="model.layers",
-        embed="model.embed_tokens",
-        norm="model.norm",
-        encoder="model.embed_tokens_extend.audio_embed.encoder",
-        encoder_blocks="model.embed_tokens_extend.audio_embed.encoder.encoders",
-        projector="model.embed_tokens_extend.audio_embed.down_proj_for_speech",
-        hidden_size="hidden_size",
-        n_layers="num_hidden_layers",
-        max_positions="max_position_embeddings",
-        encoder_hidden_size="audio_config.hidden_size",
-        encoder_n_layers="audio_config.num_blocks",
-        placeholder_ids=("audio_config.audio_token_id",),
-        media={
-            "audio_input_features": "concat",
-            "audio_embed_sizes": "concat",
-            "audio_attention_mask": "ones",
-        },
-        limits={
-            "mixed sizes": "the encoder adds its boolean mask to the attention bias as 0 and 1, so padding is attended",
-            "processor: batch": "frames of padding hold the spectrum of silence and are not zero",
-        },
-        projector_stream="padded items",
-    ),
-    "granite_speech": Architecture(
-        model_type="granite_speech",
-        build_module=_granite,
-        build_processor=None,
-        modality="audio",
-        extra_tokens=GRANITE,
-        placeholder="<|audio|>",
-        encoder="model.encoder",
-        encoder_blocks="model.encoder.layers",
-        projector="model.projector",
-        encoder_hidden_size="encoder_config.hidden_dim",
-        encoder_n_layers="encoder_config.num_layers",
-        placeholder_ids=("audio_token_id",),
-        media={"input_features": "concat", "input_features_mask": "concat"},
-        embedding_scale="text_config.embedding_multiplier",
-        mutated_blocks=(0,),
-        projector_stream="padded items",
-        limits={
-            "processor": "its feature extractor needs torchaudio",
-            "mixed sizes": "the encoder has no mask: a shorter clip attends to its padding",
-        },
-        encode=_encode_granite,
-    ),
+AUDIO: dict[str, Recipe] = {
+    "qwen2_audio": Recipe(_qwen2_audio, _qwen2_audio_processor, QWEN, "<|audio_bos|><|AUDIO|><|audio_eos|>"),
+    "qwen2_5_omni": Recipe(_omni, _omni_processor, OMNI, "<|audio_bos|><|AUDIO|><|audio_eos|>"),
+    "audioflamingo3": Recipe(_flamingo, _flamingo_processor, FLAMINGO, "<sound>"),
+    "voxtral": Recipe(_voxtral, None, VOXTRAL, "[BEGIN_AUDIO][AUDIO]", _encode_voxtral),
+    "phi4_multimodal": Recipe(_phi4, _phi4_processor, PHI4, "<|audio|>"),
+    "granite_speech": Recipe(_granite, None, GRANITE, "<|audio|>", _encode_granite),
+    "qwen2_5_omni/image": Recipe(_omni, _omni_processor, OMNI, "<|vision_bos|><|IMAGE|><|vision_eos|>"),
+    "phi4_multimodal/image": Recipe(_phi4, None, PHI4, "<|image|>", _encode_phi4_image),
 }

@@ -1,14 +1,14 @@
-"""How are a tiny random multimodal model and its real processor made in memory, and which facts describe one?
+"""How are a tiny random multimodal model, its real processor and its inputs made in memory?
 
-`tiny_vision.VISION` and `tiny_audio.AUDIO` hold one `Architecture` a kind: the facts, verified by
-test_tiny_multimodal.py, and how its tiny model is built. Text tokens have the ids of tests/tiny.py.
+`tiny_vision.VISION` and `tiny_audio.AUDIO` hold one `Recipe` a kind, tower_facts.FACTS what is known of it.
+Text tokens have the ids of tests/tiny.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,82 +16,23 @@ from PIL import Image
 from tiny import SPECIAL, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from tower_facts import FACTS, Facts, Features
 from transformers import PreTrainedTokenizerFast
 
 RATE = 16_000
 TEXT_TOKENS = [*SPECIAL, *WORDS]
-Features = dict[str, Tensor]
-Limit = Literal["processor", "processor: text alone", "processor: batch", "mixed sizes", "several items"]
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What a library must know of a multimodal architecture to capture, edit and batch it.
+class Recipe:
+    """How the tiny model of an architecture is made."""
 
-    Paths of modules are dotted, from the causal-LM module; `encoder_blocks` lists every stack of blocks. Config paths
-    start at the module's config.
-    """
-
-    model_type: str
-    build_module: Callable[[], nn.Module]
-    build_processor: Callable[[], Any] | None
-    modality: Literal["image", "audio"]
-    extra_tokens: tuple[str, ...]
+    module: Callable[[], nn.Module]
+    processor: Callable[[], Any] | None
+    extra: tuple[str, ...]
+    """Tokens of its tokenizer behind those of tests/tiny.py."""
     placeholder: str
     """How the chat template writes one item, before the processor repeats it."""
-
-    # modules
-    encoder: str
-    encoder_blocks: str
-    projector: str
-    decoder: str = "model.language_model"
-    blocks: str = "model.language_model.layers"
-    embed: str = "model.language_model.embed_tokens"
-    norm: str = "model.language_model.norm"
-    head: str = "lm_head"
-
-    # config
-    hidden_size: str = "text_config.hidden_size"
-    n_layers: str = "text_config.num_hidden_layers"
-    max_positions: str = "text_config.max_position_embeddings"
-    encoder_hidden_size: str = "vision_config.hidden_size"
-    encoder_n_layers: str = "vision_config.num_hidden_layers"
-    placeholder_ids: tuple[str, ...] = ("image_token_id",)
-
-    # inputs
-    media: Mapping[str, Literal["concat", "ones"]] = field(default_factory=dict)
-    """Media inputs. `concat`: a batch is the rows' tensors padded with zeros and joined on dim 0. `ones`: the same of
-    a mask that the processor leaves out for a row alone: ones over dims 0 and 1 of the first media input."""
-    per_token: tuple[str, ...] = ()
-    """Outputs of the processor with one value a token, padded with 0 on the left."""
-    response_type: int = 0
-    """What `token_type_ids` hold for tokens of the answer."""
-    drop: tuple[str, ...] = ()
-    """Outputs of the processor that are not inputs of the model for inference."""
-    positions_1d: bool = True
-    """Whether passing `mask.cumsum - 1` as position_ids gives what the model does by itself."""
-    encoder_stream: Literal["items", "flat"] = "items"
-    """Whether encoder blocks see (items, tokens, d) or the concatenation of all items (tokens, d)."""
-    projector_stream: Literal["items", "flat", "padded items", "packed items"] = "items"
-    """`padded items`: rows of the projector beyond an item's own length never reach the text sequence. `packed items`:
-    the rows of an image's tiles are put in image order, cropped, and a learned newline row ends every line."""
-    embedding_scale: str | None = None
-    """Config path of the factor by which the decoder multiplies embeddings, the inserted rows included."""
-    encoder_tuple: bool = False
-    """Whether encoder blocks return tuples."""
-    encoder_capture: bool = False
-    """Whether the projector reads a recorded hidden state: an edit hook on a block must come before the recorder's."""
-    mutated_blocks: tuple[int, ...] = ()
-    """Encoder blocks whose output tensor the encoder changes in place afterwards: a capture must copy it in the hook."""
-    deepstack: str | None = None
-    """List of further projectors, whose k-th output is added to the stream behind decoder block k."""
-    deltas: str | None = None
-    """Module on which a prefill leaves `rope_deltas`, (batch, 1): a cached step without media must be given
-    position_ids, `mask.cumsum - 1` plus them. After a prefill of text alone they are those of an earlier call."""
-    unread_blocks: int = 0
-    """Encoder blocks at the end whose output nothing reads."""
-    limits: Mapping[Limit, str] = field(default_factory=dict)
-    """What is not possible, with the reason."""
     encode: Callable[[Tiny, Row], Features] | None = None
     """Generates one row's inputs where the real processor cannot exist here."""
 
@@ -109,7 +50,8 @@ class Tiny:
     """A tiny model in memory; `processor` is None where it cannot exist without forbidden packages."""
 
     kind: str
-    facts: Architecture
+    facts: Facts
+    recipe: Recipe
     module: nn.Module
     tokenizer: PreTrainedTokenizerFast
     processor: Any
@@ -178,41 +120,22 @@ def text_config(extra: Sequence[str], **changes: Any) -> dict[str, Any]:
     }
 
 
-def without(processor_class: type, *missing: str) -> type:
-    """The processor class with None accepted for the parts named in `missing`, such as `video_processor`.
-
-    Video processors (and Phi-4-multimodal's images) need torchvision. A processor class that takes such a part
-    refuses None by its type check alone, and calls the part only when it is given something of its kind. Only that
-    check is relaxed, and only for those arguments.
-    """
-
-    def check_argument_for_proper_class(self: Any, argument_name: str, argument: Any) -> Any:
-        if argument_name in missing and argument is None:
-            return type(None)
-        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
-
-    return type(
-        processor_class.__name__,
-        (processor_class,),
-        {"check_argument_for_proper_class": check_argument_for_proper_class},
-    )
-
-
-def build(kind: str, facts: Architecture, seed: int = 0) -> Tiny:
+def build(kind: str, recipe: Recipe, seed: int = 0) -> Tiny:
     """A random model with weights large enough that every part of it matters, and its processor."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = facts.build_module()
+        module = recipe.module()
         for part in module.modules():
             wide = isinstance(part, nn.Embedding)
             for parameter in part.parameters(recurse=False):
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=0.5 if wide else 0.15)
-    processor = facts.build_processor() if facts.build_processor else None
-    words = processor.tokenizer if processor is not None else tokenizer(facts.extra_tokens)
+    module.set_attn_implementation(dict.fromkeys(FACTS[kind].eager, "eager"))
+    processor = recipe.processor() if recipe.processor else None
+    words = tokenizer(recipe.extra) if processor is None else processor.tokenizer
     if processor is None:
-        words.chat_template = template(image=facts.placeholder, audio=facts.placeholder)
-    return Tiny(kind, facts, module.float().eval(), words, processor)
+        words.chat_template = template(image=recipe.placeholder, audio=recipe.placeholder)
+    return Tiny(kind, FACTS[kind], recipe, module.float().eval(), words, processor)
 
 
 def picture(height: int = 28, width: int = 28, seed: int = 0) -> Image.Image:
@@ -243,8 +166,8 @@ def render(tiny: Tiny, row: Row) -> str:
 
 def encode(tiny: Tiny, rows: Sequence[Row]) -> Features:
     """What the real processor gives for the rows together, without what the model does not take."""
-    if tiny.facts.encode is not None:
-        return collate(tiny.facts, [tiny.facts.encode(tiny, row) for row in rows])
+    if tiny.recipe.encode is not None:
+        return collate(tiny.facts, [tiny.recipe.encode(tiny, row) for row in rows])
     media: dict[str, Any] = {}
     if any(row.media for row in rows):
         if tiny.facts.modality == "image":
@@ -273,7 +196,7 @@ def _join(values: Sequence[Tensor]) -> Tensor:
     return joined
 
 
-def collate(facts: Architecture, rows: Sequence[Features]) -> Features:
+def collate(facts: Facts, rows: Sequence[Features]) -> Features:
     """Rows encoded alone as one left-padded batch, by the facts."""
     tokens = ("input_ids", "attention_mask", *facts.per_token)
     width = max(row["input_ids"].shape[1] for row in rows)

@@ -164,7 +164,7 @@ def _around(model: Model, prompt: Prompt, ids: Ids) -> tuple[list[int], list[int
     end = len(row) - (0 if model.chat_template == PLAIN else model.n_eoi)
     for start in range(end - len(ids), -1, -1):
         if tuple(row[start : start + len(ids)]) == ids:
-            return row[:start], row[start + len(ids) :]
+            return list(row[:start]), list(row[start + len(ids) :])
     return None
 
 
@@ -258,7 +258,7 @@ def _row_losses(
     """Mean cross-entropy of each row's target, which is the end of the row."""
     longest = max(map(len, targets))
     inputs = model.pad(rows, [""] * len(rows)).inputs()
-    logits = model.module(**inputs, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1]
+    logits = model.module(**inputs, use_cache=False, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]
     labels = torch.tensor([[IGNORED] * (longest - len(t)) + t for t in targets], device=logits.device)
     each = nn.functional.cross_entropy(
         logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"

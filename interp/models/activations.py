@@ -24,13 +24,15 @@ from torch import Tensor
 from interp.data.prompts import Prompt
 from interp.errors import NonFiniteError, ResultError, SiteError
 from interp.files import atomic_write, save_json
-from interp.models.batches import by_length, run_batches
+from interp.models.batches import run_batches
+from interp.models.encoder_activations import encoder_rows
 from interp.models.hooks import reading, stopping_after, under_edits
 from interp.models.model import Batch, Model
-from interp.models.sites import Site, resolve
+from interp.models.positions import Rule, parse_rule, wanted_tokens
+from interp.models.sites import DECODER, Site, resolve
+from interp.models.tokens import Tokens
 from interp.progress import progress as progress_bar
 
-Rule = str | int  # last, eoi, mean, all or an index; checked when used, so that a typo gets our one line
 INDEX = "activations.json"
 
 
@@ -113,8 +115,12 @@ def capture(
 
     Args:
         sites: `resid_post` (all layers), `resid_post.5`, a Site, or a list of those.
+            Of one tower: the decoder, or an encoder or its projector (`vision.resid_post.3`, `projector`), whose rules are
+            `mean` and `all` over the vectors of the prompt's media.
         positions: `last` (last prompt token), `eoi` (the template's tokens after the instruction), `mean` or `all`
-            tokens of the prompt, or an index into the prompt's tokens (negative from its end).
+            tokens of the prompt, or an index into the prompt's tokens (negative from its end). `mean` and `all` of only some
+            tokens: `mean-image`, `image`, and so on of `image`, `audio`, `text` (what is neither) and `instruction` (the user's own
+            words: neither, nor the template's).
         batch_size, batch_tokens: most rows and most padded tokens a batch; halved when memory runs out.
         out: directory for shards: streamed there, resumed after a kill, read back by `StoredActivations`.
 
@@ -123,16 +129,25 @@ def capture(
     """
     if out is not None and under_edits(model):
         raise SiteError(f"{model.name} is under edits; capture in memory, or to {out} outside of them")
-    chosen = resolve(sites, model.n_layers)
+    encoders = {name: len(encoder.blocks) for name, encoder in model.tower.encoders.items()}
+    chosen = resolve(sites, model.n_layers, encoders)
     tokens = [model.token_ids(prompt) for prompt in prompts]
     if not tokens:
         raise SiteError("no prompts to capture; pass at least one")
-    lengths = [len(row) for row in tokens]
-    _check_rule(positions, lengths, model)
-    counts = torch.tensor([_n_rows(positions, length, model) for length in lengths])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     ids = tuple(prompt.id for prompt in prompts)
-    batches = by_length(lengths, batch_size, batch_tokens)
+    if chosen[0].tower != DECODER:
+        if out is not None:
+            raise SiteError(
+                f"{chosen[0]} is of an encoder, which is captured in memory only; leave `out` away"
+            )
+        parts = encoder_rows(model, prompts, tokens, chosen, positions, progress=progress)
+        ends = torch.tensor([0, *(part.shape[1] for part in parts)]).cumsum(0)
+        return Activations(torch.cat(parts, 1), ends, tuple(chosen), ids, str(positions), model.name)
+    _, mean = parse_rule(positions)
+    wanted = [wanted_tokens(positions, *pair, model) for pair in zip(prompts, tokens, strict=True)]
+    counts = torch.tensor([1 if mean else int(rows.sum()) for rows in wanted])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    batches = model.batches(tokens, batch_size, batch_tokens)
     shards = None if out is None else _Shards(Path(out), chosen, ids, offsets, str(positions), model, tokens)
     if shards is not None:
         batches = [rest for batch in batches if (rest := [i for i in batch if i not in shards.done])]
@@ -141,9 +156,8 @@ def capture(
         values = torch.empty(len(chosen), int(offsets[-1]), model.d_model, dtype=model.dtype)
 
     def step(batch: list[int]) -> Float[Tensor, "site row d_model"]:
-        return _forward(
-            model, model.pad([tokens[i] for i in batch], [ids[i] for i in batch]), chosen, positions
-        )
+        padded = model.pad([tokens[i] for i in batch], [ids[i] for i in batch])
+        return _forward(model, padded, chosen, [wanted[i] for i in batch], mean)
 
     with progress_bar("activations", total=len(prompts), enabled=progress) as advance:
         for batch, found in run_batches(batches, step):
@@ -161,51 +175,29 @@ def capture(
     return Activations(values, offsets, tuple(chosen), ids, str(positions), model.name)
 
 
-def _check_rule(positions: Rule, lengths: Sequence[int], model: Model) -> None:
-    if isinstance(positions, int) and not -min(lengths) <= positions < min(lengths):
-        raise SiteError(f"position {positions} does not exist in a prompt of {min(lengths)} tokens")
+def _reader(
+    wanted: Sequence[Tensor], width: int, mean: bool, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """A function from a site's (batch, pos, d_model) to the wanted (row, d_model), of left-padded rows."""
+    rows = torch.cat([torch.full((int(part.sum()),), i) for i, part in enumerate(wanted)]).to(device)
+    places = torch.cat([part.nonzero()[:, 0] + width - len(part) for part in wanted]).to(device)
+    if not mean:
+        return lambda value: value[rows, places]
+    share = torch.cat([torch.full((n,), 1 / n) for n in (int(part.sum()) for part in wanted)]).to(device)
 
+    def average(value: Tensor) -> Tensor:
+        total = torch.zeros(len(wanted), value.shape[-1], dtype=torch.float32, device=device)
+        return total.index_add_(0, rows, value[rows, places].float() * share[:, None]).to(value.dtype)
 
-def _n_rows(positions: Rule, length: int, model: Model) -> int:
-    return {"all": length, "eoi": model.n_eoi}.get(str(positions), 1)
-
-
-def _reader(positions: Rule, batch: Batch, n_eoi: int) -> Callable[[Tensor], Tensor]:
-    """A function from a site's (batch, pos, d_model) to the wanted (row, d_model)."""
-    mask, width = batch.attention_mask, batch.attention_mask.shape[1]
-    assert bool(mask[:, -1].all()), "batches are left-padded"
-    match positions:
-        # clone: a view would keep every site's whole batch in memory until the pass ends
-        case "last":
-            return lambda value: value[:, -1].clone()
-        case "eoi":
-            return lambda value: value[:, width - n_eoi :].clone().flatten(0, 1)
-        case "mean":
-            weight = (mask / mask.sum(-1, keepdim=True))[..., None]
-            # where, not a product alone: attention may leave NaN at padded positions
-            return lambda value: (
-                torch.where(mask[..., None].bool(), value.float() * weight, 0).sum(1).to(value.dtype)
-            )
-        case "all":
-            keep = mask.bool()
-            return lambda value: value[keep]
-        case int():
-            rows = torch.arange(len(mask), device=mask.device)
-            place = (
-                (width - batch.lengths + positions)
-                if positions >= 0
-                else torch.full_like(rows, width + positions)
-            )
-            return lambda value: value[rows, place]
-    raise SiteError(f"unknown position rule {positions!r}; use last, eoi, mean, all or an index")
+    return average
 
 
 @torch.no_grad()
 def _forward(
-    model: Model, batch: Batch, sites: Sequence[Site], positions: Rule
+    model: Model, batch: Batch, sites: Sequence[Site], wanted: Sequence[Tensor], mean: bool
 ) -> Float[Tensor, "site row d_model"]:
     found: dict[Site, Tensor] = {}
-    pick = _reader(positions, batch, model.n_eoi)
+    pick = _reader(wanted, batch.input_ids.shape[1], mean, model.device)
 
     def read(site: Site, value: Tensor) -> None:
         found[site] = pick(value.detach())
@@ -240,7 +232,7 @@ class _Shards:
         offsets: Tensor,
         positions: str,
         model: Model,
-        tokens: Sequence[Sequence[int]],
+        tokens: Sequence[Tokens],
     ) -> None:
         self.out, self.offsets = out, offsets
         weights = model.checkpoint.fingerprint() if model.checkpoint else _weights_hash(model)
@@ -252,7 +244,7 @@ class _Shards:
             "model": model.name,
             "weights": weights,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "tokens": hashlib.sha256(json.dumps([list(row) for row in tokens]).encode()).hexdigest(),
+            "tokens": _tokens_hash(tokens),
         }
         # Shards of another plan are left alone: their names carry the hash of theirs.
         self.key = hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()[:12]
@@ -277,6 +269,14 @@ class _Shards:
         shards = [{"file": path.name, "prompts": _shard_prompts(path)} for path in self._paths()]
         save_json(self.out / INDEX, {**self.plan, "shards": shards})
         return StoredActivations(self.out)
+
+
+def _tokens_hash(tokens: Sequence[Tokens]) -> str:
+    digest = hashlib.sha256(json.dumps([list(row) for row in tokens]).encode())
+    for row in tokens:
+        for name, value in row.media.items():
+            digest.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _weights_hash(model: Model) -> str:

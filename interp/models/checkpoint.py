@@ -16,15 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftMixedModel, PeftModel, get_peft_model
 from peft.config import PeftConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from interp.errors import CheckpointError
 from interp.hub import offline_unless_reachable
 from interp.models.model import Model
+from interp.models.towers import TOWERS, TowerPaths
 
 ORGANISM = "organism:"
 GENERIC_TOKENIZERS = {
@@ -146,7 +156,9 @@ class Checkpoint:
             arguments["device_map"] = device_map or "auto"
         with offline_unless_reachable() if self._on_hub else nullcontext():
             module = _load_base(self.base, self.revision, arguments)
-            tokenizer = _load_tokenizer(self.base, self.revision)
+            tokenizer = _load_processor(self.base, self.revision, module) or _load_tokenizer(
+                self.base, self.revision
+            )
             peft: Any = _load_adapter(module, self) if self.adapter is not None else None
         if peft is not None:
             module = peft.get_base_model()
@@ -246,8 +258,8 @@ def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> Pr
     if local.is_dir() and not (local / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json; it is not a Hugging Face checkpoint directory")
     _check_local(name)
-    auto: Any = AutoModelForCausalLM
     try:
+        auto = _model_class(AutoConfig.from_pretrained(name, revision=revision))
         module, info = auto.from_pretrained(
             name, revision=revision, use_safetensors=True, output_loading_info=True, **arguments
         )
@@ -270,6 +282,28 @@ def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> Pr
                 f"Is the checkpoint complete, and of this architecture?"
             )
     return module
+
+
+def _model_class(config: PreTrainedConfig) -> Any:
+    """The causal language model of an architecture; one that sees or hears has a class of its own, which the config names."""
+    paths = TOWERS.get(config.model_type)
+    if paths is not None and paths.encoders:
+        return getattr(transformers, (config.architectures or ["none"])[0])
+    return AutoModelForCausalLM
+
+
+def _load_processor(name: str, revision: str | None, module: PreTrainedModel) -> Any:
+    """What prepares images and sounds; None for a model without encoders, and, with a warning, where it cannot be made here."""
+    if not TOWERS.get(module.config.model_type, TowerPaths()).encoders:
+        return None
+    try:
+        return AutoProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        warnings.warn(
+            f"the processor of {name} cannot be made here, so it takes text only: {' '.join(str(error).split())[:200]}",
+            stacklevel=2,
+        )
+        return None
 
 
 def _load_tokenizer(name: str, revision: str | None) -> Any:
@@ -327,7 +361,7 @@ def _prove_alive(model: Model) -> None:
     """Raise unless the adapter moves the logits of a probe batch: a dead one would be compared with itself unnoticed."""
     assert model.peft is not None
     generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.module.config.vocab_size)
+    vocabulary = int(model.module.config.get_text_config(decoder=True).vocab_size)
     tokens = torch.randint(vocabulary, (4, 16), generator=generator).to(model.device)
     with_adapter = model.module(tokens, use_cache=False).logits
     with model.peft.disable_adapter():

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.data.prompts import Prompt
 from interp.errors import NonFiniteError, UserError
-from interp.models.batches import by_length, run_batches
+from interp.models.batches import run_batches
 from interp.models.model import Model
 from interp.progress import progress as progress_bar
 
@@ -166,7 +166,7 @@ class Examples:
         self, step: Callable[[list[int]], T], label: str = "gradients"
     ) -> Iterator[tuple[list[int], T]]:
         """What `step` returns, which is not None, for every batch; batches are halved when memory runs out."""
-        batches = by_length(self.lengths, self.batch_size, 4096)
+        batches = self.model.batches(self.tokens, self.batch_size, 4096)
         with progress_bar(label, total=len(self), enabled=self.progress) as advance:
             for batch, result in run_batches(batches, step):
                 yield batch, result
@@ -179,6 +179,7 @@ class Examples:
         longest = max(counts)
         # left padding puts every response at the end, so the head is needed on the last positions only
         logits = self.model.module(**padded.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
+        logits = logits[:, -longest - 1 :]  # some models keep all
         targets, start = padded.input_ids[:, -longest:].to(logits.device), longest - torch.tensor(counts)
         # other rows are left out and not given weight zero, with which NaN in padding would still be NaN
         wanted = (torch.arange(longest) >= start[:, None]).to(logits.device)

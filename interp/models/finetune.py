@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from interp.errors import NonFiniteError, ResultError, UserError
 from interp.files import atomic_write, canonical, content_hash, load_json, remove, save_json, writing
 from interp.models.checkpoint import Checkpoint
 from interp.models.model import Model
+from interp.models.tokens import stack_media
 from interp.progress import progress as progress_bar
 
 RECORD = "finetune.json"
@@ -77,34 +79,38 @@ class FinetuneConfig(BaseModel):
         return self.lora_alpha if self.lora_alpha is not None else 2 * self.lora_rank
 
 
-def encode_example(model: Model, example: Prompt) -> dict[str, list[int]]:
-    """Token ids of prompt and response with labels on the response only; raises UserError when it exceeds the context."""
+def encode_example(model: Model, example: Prompt) -> dict[str, Any]:
+    """Token ids of prompt and response with labels on the response only, and the prompt's media.
+
+    Raises UserError when it exceeds the context.
+    """
     prompt, response = model.token_ids(example), model.response_ids(example)
     if model.context is not None and len(prompt) + len(response) > model.context:
         raise UserError(
             f"example {example.id!r} has {len(prompt) + len(response)} tokens, the context {model.context}"
         )
-    return {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
+    whole = prompt + response
+    row: dict[str, Any] = {"input_ids": list(whole), "labels": [IGNORED] * len(prompt) + response}
+    if model.tower.paths.type_ids:
+        row[model.tower.paths.type_ids] = model.type_ids(whole)
+    return row | {"media": prompt.media}
 
 
-def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded batch of examples: causal attention keeps the padding out of every loss."""
     width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(key: str, fill: int) -> torch.Tensor:
-        return torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in rows])
-
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-    return {
-        "input_ids": padded("input_ids", pad_id),
-        "attention_mask": mask,
-        "labels": padded("labels", IGNORED),
+    fills = {name: 0 for name in rows[0] if name != "media"} | {"input_ids": pad_id, "labels": IGNORED}
+    padded = {
+        name: torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in rows])
+        for name, fill in fills.items()
     }
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {**padded, "attention_mask": mask, **stack_media([row["media"] for row in rows])}
 
 
 def add_lora(model: Model, config: FinetuneConfig) -> Any:
     """Put fresh LoRA factors into the model's module (in place) and return the PEFT wrapper around it."""
-    targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
+    targets = _lora_targets(model, config.lora_targets)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.alpha,
@@ -119,6 +125,20 @@ def add_lora(model: Model, config: FinetuneConfig) -> Any:
         raise UserError(
             f"LoRA targets {targets} do not fit {model.name}: {' '.join(str(error).split())[:200]}"
         ) from error
+
+
+def _lora_targets(model: Model, targets: tuple[str, ...] | str) -> str | list[str]:
+    """What PEFT is told; in a model that sees or hears, modules of its decoder's blocks only."""
+    if not model.tower.encoders:
+        return targets if isinstance(targets, str) else list(targets)
+    layers = re.escape(model.tower.paths.layers)
+    names = {
+        name.rpartition(".")[2]
+        for name, part in model.tower.blocks[0].named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
+    ends = "|".join(re.escape(end) for end in (sorted(names) if isinstance(targets, str) else targets))
+    return rf"{layers}\.\d+\.(.*\.)?({ends})"
 
 
 def _chosen_parameters(
@@ -302,10 +322,10 @@ def _recorded(load: dict[str, Any]) -> dict[str, str]:
 
 
 def save_checkpoint(model: Model, directory: Path) -> None:
-    """Save the adapter if the model carries one, else the whole model, with its tokenizer, in safetensors."""
+    """Save the adapter if the model carries one, else the whole model, with its tokenizer or processor, in safetensors."""
     saved = model.peft if model.peft is not None else model.module
     saved.save_pretrained(directory)
-    model.tokenizer.save_pretrained(directory)
+    (model.processor or model.tokenizer).save_pretrained(directory)
 
 
 def _steps(n_rows: int, config: FinetuneConfig) -> float:

@@ -11,9 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from interp.data.prompts import Prompt
 from interp.errors import UserError
-from interp.models.batches import by_length, run_batches
+from interp.models.batches import run_batches
 from interp.models.hooks import Edits, editing
 from interp.models.model import Model
+from interp.models.tokens import Tokens
 from interp.progress import progress as progress_bar
 
 
@@ -88,9 +89,8 @@ def generate(
         )
 
     found: dict[int, Completion] = {}
-    lengths = [len(row) + max_new_tokens for row in tokens]
     with progress_bar("answers", total=len(prompts), enabled=progress) as advance:
-        for batch, completions in run_batches(by_length(lengths, batch_size, 1 << 30), step):
+        for batch, completions in run_batches(model.batches(tokens, batch_size, 1 << 30), step):
             found.update(zip(batch, completions, strict=True))
             advance(len(batch))
     return [found[i] for i in range(len(prompts))]
@@ -111,7 +111,7 @@ def _bare_generation_config(module: PreTrainedModel) -> Iterator[None]:
 def _generate_batch(
     model: Model,
     prompts: Sequence[Prompt],
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Tokens],
     begun: Sequence[Sequence[int]],
     config: GenerationConfig,
     edits: Edits | None,
@@ -129,7 +129,10 @@ def _generate_batch(
         if config.do_sample:
             torch.manual_seed(seed)
         output = model.module.generate(  # type: ignore[operator]
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            **batch.media,
+            generation_config=config,
         )
     eos = set(model.eos_ids)
     completions = []

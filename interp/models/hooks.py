@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.errors import SiteError
-from interp.models.sites import Site, all_layers
+from interp.models.sites import DECODER, Site, all_layers
 from interp.models.towers import Tower
 
 Positions = Literal["all", "prompt", "last", "eoi", "generated"] | int
@@ -225,6 +225,10 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
     try:
         handles.append(tower.decoder.register_forward_pre_hook(clock, with_kwargs=True))
         for site, one_or_more in edits.items():
+            if site.tower != DECODER:
+                raise SiteError(
+                    f"an edit at {site}: edits act on the decoder; its sites have no prefix, as resid_post.5"
+                )
             if site.layer >= tower.n_layers:
                 raise SiteError(f"site {site} does not exist: the model has layers 0 to {tower.n_layers - 1}")
             chain = list(one_or_more) if isinstance(one_or_more, Sequence) else [one_or_more]

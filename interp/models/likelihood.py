@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.data.prompts import Prompt
-from interp.models.batches import by_length, run_batches
+from interp.models.batches import run_batches
 from interp.models.model import Model
 from interp.progress import progress as progress_bar
 
@@ -37,12 +37,13 @@ def response_log_probs(
         longest = max(len(response[i]) for i in batch)
         # left padding puts every response at the end, so the head is needed on the last positions only
         logits = model.module(**padded.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
+        logits = logits[:, -longest - 1 :]  # some models keep all
         log_probs = logits[:, :-1].float().log_softmax(-1).cpu()
         return [log_probs[k, longest - len(response[i]) :] for k, i in enumerate(batch)]
 
     found: dict[int, Tensor] = {}
     with progress_bar("likelihoods", total=len(rows), enabled=progress) as advance:
-        for batch, values in run_batches(by_length([len(row) for row in rows], batch_size, 4096), step):
+        for batch, values in run_batches(model.batches(rows, batch_size, 4096), step):
             found.update(zip(batch, values, strict=True))
             advance(len(batch))
     return [(found[i], torch.tensor(response[i])) for i in range(len(rows))]

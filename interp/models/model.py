@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ from transformers import PreTrainedModel
 
 from interp.data.prompts import Prompt
 from interp.errors import CheckpointError, UserError
+from interp.models.batches import by_length
+from interp.models.media_inputs import media_placeholders, media_types, process_media
+from interp.models.tokens import Tokens, stack_media
 from interp.models.towers import Tower, find_tower
 
 if TYPE_CHECKING:
@@ -31,11 +34,17 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Left-padded prompts: token ids, mask and positions that do not count padding."""
+    """Left-padded prompts: token ids, mask and positions that do not count padding.
+
+    `media` are the arguments of the forward beside these: pixels, spectrograms, and what marks their tokens. `with_positions` is
+    False for models that work out positions by themselves.
+    """
 
     input_ids: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"]
     prompt_ids: tuple[str, ...]
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    with_positions: bool = True
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
@@ -49,16 +58,22 @@ class Batch:
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the model's forward."""
+        positions = {"position_ids": self.position_ids} if self.with_positions else {}
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
-            "position_ids": self.position_ids,
+            **positions,
+            **self.media,
         }
 
     def repeat(self, times: int) -> Batch:
         """The whole batch `times` over, for running several edits side by side."""
         return Batch(
-            self.input_ids.repeat(times, 1), self.attention_mask.repeat(times, 1), self.prompt_ids * times
+            self.input_ids.repeat(times, 1),
+            self.attention_mask.repeat(times, 1),
+            self.prompt_ids * times,
+            {name: torch.cat([value] * times) for name, value in self.media.items()},
+            self.with_positions,
         )
 
 
@@ -75,6 +90,7 @@ class Model:
     peft: Any = None
     n_eoi: int = 1
     end_of_turn: str = ""
+    processor: Any = None
 
     @classmethod
     def from_module(
@@ -87,9 +103,15 @@ class Model:
         peft: Any = None,
         chat_template: str | None = None,
     ) -> Model:
-        """Wrap a module in memory; `chat_template` is `plain`, a Jinja file, or None for the tokenizer's own."""
+        """Wrap a module in memory; `chat_template` is `plain`, a Jinja file, or None for the tokenizer's own.
+
+        `tokenizer` is the processor in a model that sees or hears.
+        """
+        processor = tokenizer if hasattr(tokenizer, "tokenizer") else None
         template = _template(tokenizer, chat_template, name)
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         model = cls(module.eval(), tokenizer, find_tower(module), name, template, checkpoint, peft)
+        model.processor = processor
         model.n_eoi, model.end_of_turn = model._measure_template()
         return model
 
@@ -119,7 +141,7 @@ class Model:
     @property
     def context(self) -> int | None:
         """Longest sequence the model was made for, in tokens."""
-        return getattr(self.module.config, "max_position_embeddings", None)
+        return getattr(self.module.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     @property
     def eos_ids(self) -> list[int]:
@@ -140,23 +162,27 @@ class Model:
         return next((i for i in (self.tokenizer.pad_token_id, *self.eos_ids) if i is not None), 0)
 
     def render(self, prompt: Prompt) -> str:
-        """The prompt as text, through the chat template up to where the answer begins."""
+        """The prompt as text, through the chat template up to where the answer begins; media as their placeholders."""
         if self.chat_template == PLAIN:
-            return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
-        turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        return self._apply_template(
-            [*turns, {"role": "user", "content": prompt.text}], add_generation_prompt=True
-        )
+            asked = "".join(media_placeholders(self.processor, prompt)) + prompt.text
+            return f"{prompt.system}\n{asked}" if prompt.system else asked
+        turns = [self._turn("system", prompt.system)] if prompt.system else []
+        user = self._turn("user", prompt.text, media_types(prompt))
+        return self._apply_template([*turns, user], add_generation_prompt=True)
 
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of the rendered prompt, without its response.
+    def token_ids(self, prompt: Prompt) -> Tokens:
+        """Token ids of the rendered prompt, without its response, and its media as the model takes them.
 
-        Raises UserError when it has none or does not fit the context.
+        Raises UserError when it has none, does not fit the context, or holds what this model cannot see or hear.
         """
         plain = self.chat_template == PLAIN
-        ids = list(self.tokenizer(self.render(prompt), add_special_tokens=plain)["input_ids"])
-        self._check_length(prompt, len(ids))
-        return ids
+        text = self.render(prompt)
+        if prompt.images or prompt.audio is not None:
+            tokens = process_media(self, prompt, text, add_special_tokens=plain)
+        else:
+            tokens = Tokens(tuple(self.tokenizer(text, add_special_tokens=plain)["input_ids"]))
+        self._check_length(prompt, len(tokens))
+        return tokens
 
     def response_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt's response and the end of its turn; raises UserError when it has no response."""
@@ -169,14 +195,56 @@ class Model:
         """Prompts as one left-padded batch on the model's device, the generation prompt included."""
         return self.pad([self.token_ids(prompt) for prompt in prompts], [prompt.id for prompt in prompts])
 
-    def pad(self, rows: Sequence[Sequence[int]], prompt_ids: Sequence[str]) -> Batch:
-        """Token-id rows as one left-padded batch on the model's device."""
+    def pad(self, rows: Sequence[Tokens | list[int]], prompt_ids: Sequence[str]) -> Batch:
+        """Rows of token ids, with their media, as one left-padded batch on the model's device."""
         width = max(map(len, rows))
         ids = torch.tensor(
             [[self.pad_id] * (width - len(row)) + list(row) for row in rows], device=self.device
         )
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return Batch(ids, mask, tuple(prompt_ids))
+        media = self.media_inputs(
+            [row if isinstance(row, Tokens) else Tokens(tuple(row)) for row in rows], width
+        )
+        return Batch(ids, mask, tuple(prompt_ids), media, not self.tower.paths.own_positions)
+
+    def media_inputs(self, rows: Sequence[Tokens], width: int) -> dict[str, Tensor]:
+        """What the forward takes beside the ids of rows left-padded to `width`: their media, and what tells tokens apart."""
+        found = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in stack_media([row.media for row in rows]).items()
+        }
+        if self.tower.paths.type_ids:
+            kinds = [[0] * (width - len(row)) + self.type_ids(row) for row in rows]
+            found[self.tower.paths.type_ids] = torch.tensor(kinds, device=self.device)
+        return found
+
+    def type_ids(self, row: Tokens) -> list[int]:
+        """What `TowerPaths.type_ids` holds for a row: the kinds of its tokens, or which are the response."""
+        if self.tower.paths.types_mark == "response":
+            return [0] * (len(row) - row.response) + [1] * row.response
+        return self.modalities(torch.tensor(row.ids)).tolist()
+
+    def batches(self, rows: Sequence[Tokens], max_rows: int, max_tokens: int) -> list[list[int]]:
+        """`by_length` of rows; where media of different sizes may not share a batch, of each size by itself."""
+        sizes = [
+            None
+            if self.tower.paths.mixed_sizes
+            else tuple((name, *value.shape[1:]) for name, value in row.media.items())
+            for row in rows
+        ]
+        found = []
+        for size in dict.fromkeys(sizes):
+            group = [i for i, own in enumerate(sizes) if own == size]
+            parts = by_length([len(rows[i]) for i in group], max_rows, max_tokens)
+            found += [[group[i] for i in part] for part in parts]
+        return found
+
+    def modalities(self, ids: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+        """0 at text and padding, 1 at tokens that stand for an image, 3 at those of a sound: Hugging Face's numbers."""
+        kinds = torch.zeros_like(ids)
+        for encoder in self.tower.encoders.values():
+            kinds[ids == encoder.token_id] = {"vision": 1, "audio": 3}[encoder.modality]
+        return kinds
 
     @torch.no_grad()
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
@@ -207,14 +275,21 @@ class Model:
         source = self.checkpoint.base if self.checkpoint else self.name
         # TransformerLens loads the tokenizer anew from where it came from: give it a place that has it.
         with tempfile.TemporaryDirectory() as directory:
-            self.tokenizer.save_pretrained(directory)
+            (self.processor or self.tokenizer).save_pretrained(directory)
             tokenizer = copy.deepcopy(self.tokenizer)
             tokenizer.init_kwargs["name_or_path"] = directory
             return boot(
                 source, hf_model=merged, tokenizer=tokenizer, dtype=self.dtype, device=str(self.device)
             )
 
-    def _apply_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def _turn(self, role: str, text: str, media: Sequence[str] = ()) -> dict[str, Any]:
+        """A turn as the template wants it: text, or a list of parts where there is a processor."""
+        if self.processor is None:
+            return {"role": role, "content": text}
+        said = [{"type": "text", "text": text}] if text else []
+        return {"role": role, "content": [*({"type": kind} for kind in media), *said]}
+
+    def _apply_template(self, turns: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 turns,
@@ -229,13 +304,8 @@ class Model:
         """Number of tokens after the instruction, and the text that ends an answer."""
         if self.chat_template == PLAIN:
             return 1, self.tokenizer.eos_token or ""
-        # Words of the tokenizer's own vocabulary: foreign ones would all be the same unknown token.
-        size = len(self.tokenizer)
-        special = set(self.tokenizer.all_special_ids)
-        words = [
-            self.tokenizer.decode([i]).strip() for i in range(0, size, max(1, size // 64)) if i not in special
-        ]
-        rows = [self.token_ids(Prompt(text=word, id=word)) for word in words if word]
+        words = self._words()
+        rows = [self.token_ids(Prompt(text=word, id=word)) for word in words]
         common = 0
         while common < min(map(len, rows)) and len({row[-1 - common] for row in rows}) == 1:
             common += 1
@@ -244,9 +314,24 @@ class Model:
                 f"{self.name}: its chat template puts nothing after the instruction; pass --chat-template"
             )
         mark = "\N{SNOWMAN}answer\N{SNOWMAN}"
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        turns = [self._turn("user", "x"), self._turn("assistant", mark)]
         _, found, end = self._apply_template(turns, add_generation_prompt=False).rpartition(mark)
         return common, end.strip() if found else ""
+
+    def _words(self) -> list[str]:
+        """Words of the tokenizer's own vocabulary: foreign ones would all be the same unknown token."""
+        size, special = len(self.tokenizer), set(self.tokenizer.all_special_ids)
+        words = [
+            self.tokenizer.decode([i]).strip() for i in range(0, size, max(1, size // 64)) if i not in special
+        ]
+        return [word for word in words if word]
+
+    @property
+    def two_words(self) -> tuple[str, str]:
+        """Two words whose first tokens differ."""
+        words = self._words()
+        first = {word: self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
+        return words[-1], next(word for word in reversed(words) if first[word] != first[words[-1]])
 
     def _check_length(self, prompt: Prompt, n_tokens: int) -> None:
         if n_tokens == 0:
@@ -265,10 +350,9 @@ def _template(tokenizer: Any, chat_template: str | None, name: str) -> str:
             return Path(chat_template).read_text(encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"chat template file {chat_template!r} cannot be read: {error}") from error
-    if not tokenizer.chat_template:
+    own = tokenizer.chat_template or getattr(getattr(tokenizer, "tokenizer", None), "chat_template", None)
+    if not own:
         raise CheckpointError(
             f"{name} has no chat template; pass --chat-template FILE.jinja, or plain for a base model"
         )
-    if isinstance(tokenizer.chat_template, dict):
-        return tokenizer.chat_template["default"]
-    return tokenizer.chat_template
+    return own["default"] if isinstance(own, dict) else own

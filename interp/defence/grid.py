@@ -43,6 +43,7 @@ class Grid(BaseModel):
         ks, refreshes: of the ablations of SPF, on the first `n_ablation` seeds.
         monitored: steps of a slow fine-tuning at which both monitor and answers are read, plain, and with every second gradient
             that of a refusal, which should raise no alarm; 0 leaves them out.
+        n_test, n_tuning: requests of each kind that are asked, and that settings are chosen on.
         utility: the share of the skill that methods are compared at.
     """
 
@@ -52,7 +53,7 @@ class Grid(BaseModel):
     tuning: tuple[int, ...] = (0, 1)
     methods: tuple[str, ...] = METHODS
     fractions: tuple[float, ...] = (0.05, 0.2, 0.5)
-    mixture_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "pcgrad", "mixing")
+    mixture_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "mixing")
     deep: int = Field(10, ge=0)
     deep_methods: tuple[str, ...] = ("plain", "spf", "mixing")
     ks: tuple[int, ...] = (1, 5, 20, 60)
@@ -62,6 +63,7 @@ class Grid(BaseModel):
     steps: int = Field(60, gt=0)
     evaluate_at: tuple[int, ...] = (5, 10, 15, 20, 30, 45, 60)
     n_test: int = Field(200, gt=1)
+    n_tuning: int = Field(100, gt=1)
     utility: float = Field(0.8, gt=0, lt=1)
 
     @property
@@ -72,7 +74,7 @@ class Grid(BaseModel):
     def tuning_trials(self) -> list[Trial]:
         """Every candidate of every method on the tuning organisms."""
         return [
-            self._trial(seed, method, candidate)
+            self._trial(seed, method, candidate, n_test=self.n_tuning)
             for method in self.methods
             for candidate in CANDIDATES[method]
             for seed in self.tuning
@@ -114,6 +116,7 @@ class Grid(BaseModel):
                     chosen[method],
                     steps=self.steps * self.deep,
                     evaluate_at=self._late(self.deep),
+                    monitor_every=20,
                 )
                 for method in self.deep_methods
                 if method in self.methods

@@ -89,7 +89,7 @@ def test_the_text_encodes_back_to_the_tokens_in_place():
     found = find_suffix(model, prompts, **SMALL)
     assert len(found.token_ids) == 4 and not set(found.token_ids) & set(model.tokenizer.all_special_ids)
     for plain, asked_with in zip(prompts, with_suffix(prompts, found.text), strict=True):
-        ids = model.token_ids(asked_with)
+        ids = list(model.token_ids(asked_with))
         assert ids[-model.n_eoi - 4 : -model.n_eoi] == list(found.token_ids)
         assert len(ids) == len(model.token_ids(plain)) + 4
         assert asked_with.id == f"{plain.id}+suffix" and asked_with.response == plain.response
@@ -244,7 +244,7 @@ def test_subwords_that_merge_with_their_neighbours_are_dropped(subwords, templat
     assert found.text.isascii() and found.text.isprintable()
     tail = 0 if template == "plain" else model.n_eoi
     for prompt in with_suffix(prompts, found.text):
-        ids = model.token_ids(prompt)
+        ids = list(model.token_ids(prompt))
         assert ids[len(ids) - tail - 4 : len(ids) - tail] == list(found.token_ids)
     ordinary = set(gcg._ordinary_tokens(model))
     texts = model.tokenizer.batch_decode([[i] for i in range(420)])

@@ -17,7 +17,7 @@ def test_greedy_is_argmax_step_by_step_and_independent_of_batch_mates(kind):
     alone = [generate(model, [p], max_new_tokens=6, progress=False)[0] for p in prompts]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     for prompt, completion in zip(prompts[:2], together, strict=False):
-        ids = model.token_ids(prompt)
+        ids = list(model.token_ids(prompt))
         for token in completion.token_ids:
             with torch.no_grad():
                 assert int(model.module(torch.tensor([ids])).logits[0, -1].argmax()) == token

@@ -16,7 +16,8 @@ from tower_facts import FACTS
 from interp.data.prompts import Prompt
 from interp.errors import SiteError, UserError
 from interp.models.activations import capture
-from interp.models.finetune import FinetuneConfig, train
+from interp.models.checkpoint import Checkpoint
+from interp.models.finetune import FinetuneConfig, save_checkpoint, train
 from interp.models.generation import generate
 from interp.models.gradients import capture_gradients
 from interp.models.hooks import Add, editing
@@ -276,3 +277,15 @@ def test_a_text_model_refuses_media_by_name():
         capture(both, asked("gemma3"), ["resid_post.1", "projector"], progress=False)
     with pytest.raises(UserError, match="prompt 'm0' holds sound"):
         both.token_ids(replace(asked("qwen2_audio")[0], id="m0"))
+
+
+def test_a_saved_checkpoint_loads_and_answers_the_same(kind, tmp_path):
+    """Through the very path that loads a checkpoint from the hub, processor included."""
+    model = made(kind)
+    if model.processor is None or kind == "phi4_multimodal":
+        pytest.skip("its processor cannot exist here whole")
+    save_checkpoint(model, tmp_path)
+    loaded = Checkpoint.parse(tmp_path).load(device_map="cpu")
+    prompts = asked(kind)
+    before, after = (capture(m, prompts, "resid_post", "last", progress=False) for m in (model, loaded))
+    assert (before.values - after.values).abs().max() <= ATOL

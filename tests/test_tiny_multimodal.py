@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from partial_processor import load_without
 from tiny_audio import AUDIO
 from tiny_multimodal import (
     Recipe,
@@ -24,6 +23,8 @@ from tiny_vision import VISION
 from torch import Tensor, nn
 from tower_facts import FACTS, Features
 from transformers import AutoProcessor
+
+from interp.models.processors import load_without
 
 RECIPES: dict[str, Recipe] = {**VISION, **AUDIO}
 TOLERANCE = 1e-5

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from partial_processor import without
 from tiny_multimodal import (
     RATE,
     Recipe,
@@ -46,6 +45,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from interp.models.processors import without
 
 SECONDS, MELS, POSITIONS = 2, 16, 100
 

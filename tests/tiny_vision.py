@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from partial_processor import without
 from tiny_multimodal import Recipe, template, text_config, token_id, tokenizer
 from transformers import (
     Gemma3Config,
@@ -48,6 +47,8 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from interp.models.processors import without
 
 SIDE, PATCH = 28, 7
 SQUARE = {"height": SIDE, "width": SIDE}

@@ -22,7 +22,6 @@ from peft.config import PeftConfig
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -34,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from interp.errors import CheckpointError
 from interp.hub import offline_unless_reachable
 from interp.models.model import Model
+from interp.models.processors import load_processor
 from interp.models.towers import TOWERS, TowerPaths
 
 ORGANISM = "organism:"
@@ -294,15 +294,13 @@ def _model_class(config: PreTrainedConfig) -> Any:
 
 def _load_processor(name: str, revision: str | None, module: PreTrainedModel) -> Any:
     """What prepares images and sounds; None for a model without encoders, and, with a warning, where it cannot be made here."""
-    if not TOWERS.get(module.config.model_type, TowerPaths()).encoders:
+    kind = module.config.model_type
+    if not TOWERS.get(kind, TowerPaths()).encoders:
         return None
     try:
-        return AutoProcessor.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
-        warnings.warn(
-            f"the processor of {name} cannot be made here, so it takes text only: {' '.join(str(error).split())[:200]}",
-            stacklevel=2,
-        )
+        return load_processor(name, kind, revision)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; it takes text only", stacklevel=2)
         return None
 
 

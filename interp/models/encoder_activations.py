@@ -105,7 +105,7 @@ def _own(site: Site, value: Tensor, tokens: Tokens, standing: int) -> Float[Tens
         return value.reshape(-1, value.shape[-1])
     if site.stream == PROJECTOR:
         return value.reshape(-1, value.shape[-1])[:standing]
-    share = mask.float().mean(-1).tolist()
+    share = mask.double().mean(-1).tolist()
     return torch.cat(
         [item[: math.ceil(part * len(item) - 1e-6)] for item, part in zip(value, share, strict=True)]
     )

@@ -75,6 +75,8 @@ def generate(
         eos_token_id=model.eos_ids or None,
         pad_token_id=model.pad_id,
         use_cache=use_cache,
+        # what stands for an image or a sound cannot be said
+        suppress_tokens=[encoder.token_id for encoder in model.tower.encoders.values()] or None,
     )
 
     def step(batch: list[int]) -> list[Completion]:

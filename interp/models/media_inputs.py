@@ -49,10 +49,9 @@ def process_media(model: Sees, prompt: Prompt, text: str, *, add_special_tokens:
     for modality, there in (("vision", bool(prompt.images)), ("audio", prompt.audio is not None)):
         if there and (modality not in model.tower.encoders or model.processor is None):
             what = "an image" if modality == "vision" else "sound"
-            able = " and ".join(model.tower.encoders) or "text only"
-            raise UserError(
-                f"prompt {prompt.id!r} holds {what}, which {model.name} does not take (it takes {able})"
-            )
+            able = f"it takes {' and '.join(model.tower.encoders) or 'text only'}"
+            why = able if modality not in model.tower.encoders else "its processor cannot be made here"
+            raise UserError(f"prompt {prompt.id!r} holds {what}, which {model.name} does not take ({why})")
     if prompt.images:
         inputs["images"] = prompt_images(prompt)
     if prompt.audio is not None:
@@ -67,4 +66,4 @@ def audio_limits(processor: Any) -> tuple[int, float]:
     """Samples a second, and the longest sound in seconds that the processor does not cut (30 where it does not say)."""
     extractor = getattr(processor, "feature_extractor", None) or processor.audio_processor
     rate, samples = int(extractor.sampling_rate), getattr(extractor, "n_samples", None)
-    return rate, getattr(processor, "max_audio_len", None) or (samples / rate if samples else 30.0)
+    return rate, float(getattr(processor, "max_audio_len", None) or (samples / rate if samples else 30.0))

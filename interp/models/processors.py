@@ -1,4 +1,4 @@
-"""How is a processor used without a part that cannot exist here, such as the video half of an image processor?
+"""What prepares images and sounds for a model? Its own processor, or as much of it as can exist here.
 
 Video processors and Phi-4-multimodal's images need torchvision. A processor class that takes such a part refuses None
 by a type check alone and calls the part only for inputs of its kind, so that everything else is the real processor.
@@ -9,9 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, ProcessorMixin
+import transformers
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    ProcessorMixin,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-LOADERS = {
+from interp.errors import CheckpointError, UserError
+from interp.files import load_json
+
+OPTIONAL = ("video_processor", "image_processor")
+LOADERS: dict[str, Any] = {
     "tokenizer": AutoTokenizer,
     "image_processor": AutoImageProcessor,
     "feature_extractor": AutoFeatureExtractor,
@@ -41,14 +53,41 @@ def without(processor_class: type[ProcessorMixin], *missing: str) -> type[Proces
     return Partial
 
 
+def load_processor(name: str, model_type: str, revision: str | None = None) -> ProcessorMixin:
+    """The processor of a checkpoint, without its video or image part where only that cannot exist here.
+
+    Raises CheckpointError with the reason where there is none.
+    """
+    try:
+        return AutoProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        known = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or _saved_class(name), None)
+        for part in OPTIONAL:
+            if known is not None and part in known.get_attributes():
+                try:
+                    return load_without(known, name, part, revision=revision)
+                except (OSError, ValueError, ImportError, TypeError, KeyError):
+                    continue
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the processor of {name} cannot be made here: {reason}") from error
+
+
+def _saved_class(name: str) -> str:
+    """The class that a checkpoint directory says its processor is of; nothing where it says none."""
+    try:
+        return str(load_json(Path(name) / "processor_config.json").get("processor_class", ""))
+    except UserError:
+        return ""
+
+
 def load_without(
-    processor_class: type[ProcessorMixin], directory: str | Path, *missing: str
+    processor_class: type[ProcessorMixin], directory: str | Path, *missing: str, revision: str | None = None
 ) -> ProcessorMixin:
     """The processor of a checkpoint directory with None for the parts named in `missing`."""
-    settings, _ = processor_class.get_processor_dict(directory)
+    settings, _ = processor_class.get_processor_dict(directory, revision=revision)
     partial = without(processor_class, *missing)
     parts = [
-        None if name in missing else LOADERS[name].from_pretrained(directory)
+        None if name in missing else LOADERS[name].from_pretrained(directory, revision=revision)
         for name in partial.get_attributes()
     ]
     found = partial.from_args_and_dict(parts, settings)

@@ -148,9 +148,10 @@ def checked_rate(name: str, rate: Any) -> int:
     """Return a rate in Hz as int; MediaError, which calls it `name`, where it is none within RATES."""
     if not isinstance(rate, numbers.Integral) or isinstance(rate, bool):
         raise MediaError(f"{name} is {rate!r}, not a whole number of Hz")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise MediaError(f"{name} is {rate} Hz, not between {RATES[0]} and {RATES[1]} Hz")
-    return int(rate)
+    hertz = int(rate)
+    if not RATES[0] <= hertz <= RATES[1]:
+        raise MediaError(f"{name} is {hertz} Hz, not between {RATES[0]} and {RATES[1]} Hz")
+    return hertz
 
 
 def is_path(value: Any) -> bool:

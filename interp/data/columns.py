@@ -80,7 +80,8 @@ def prompt_fields(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
         else:
             meta[key] = json.loads(json.dumps(value, default=_as_text))
     found = media_fields(media, encoded=True)
-    return values | found | {"text": text_beside(found, row.get(column)), "meta": meta}
+    text = None if column is None else row.get(column)
+    return values | found | {"text": text_beside(found, text), "meta": meta}
 
 
 def _missing(value: Any) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import wave
 import zlib
@@ -25,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from interp.data import media
+from interp.data import attachments, media
 from interp.data.media import prompt_audio, prompt_images, read_audio, read_image
 from interp.data.prompts import Prompt, PromptSet, Truth, read_prompts
 from interp.errors import MediaError, PromptFileError
@@ -524,14 +525,22 @@ def test_prompts_differ_where_their_media_do(tmp_path: Path):
         Prompt("a", images=(unread,)).fingerprint()
 
 
-def test_a_file_counts_by_its_content(tmp_path: Path):
+def test_a_file_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first, copy = (written(tmp_path / f"{i}.png", encoded(picture(), "PNG")) for i in range(2))
     prompt = Prompt("a", images=(first,))
     assert prompt == Prompt("a", images=(copy,))
-    before = PromptSet([prompt]).sha256
-    written(first, encoded(picture(seed=1), "PNG"))
-    assert PromptSet([prompt]).sha256 != before, "a study of other pictures is another study"
+    seen = set()
+    for level in range(20):  # faster than the file system's clock, and of one size
+        written(first, encoded(np.full((2, 2), level, np.uint8), "BMP"))
+        seen.add(PromptSet([prompt]).sha256)
+    assert len(seen) == 20, "a study of other pictures is another study"
     assert Prompt("a", images=("absent",)) != Prompt("a", images=("missing",))
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr(attachments.time, "time_ns", lambda: later)
+    before = attachments._file_hash.cache_info()
+    assert prompt.fingerprint() == prompt.fingerprint() == Prompt("a", images=(first,)).fingerprint()
+    after = attachments._file_hash.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2), "one file is read once"
 
 
 def test_a_set_and_its_media_move_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -664,6 +673,7 @@ def test_our_own_form_keeps_what_is_true_of_a_picture(tmp_path: Path):
         ("a.csv", 'text,image\na,"[3]"\n', "row 1 (line 2): an image is of type int"),
         ("a.csv", "image,n\na.png,1\n,2\n", "row 2 (line 3): the prompt is missing"),
         ("a.csv", "image,n\na.png,1\n", None),
+        ("a.csv", "Image,image\na.png,b.png\n", "row 1 (line 2): two columns are named `image`"),
         ("a.jsonl", '{"text": "", "images": []}\n', "row 1: the prompt is blank"),
     ],
 )

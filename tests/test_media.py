@@ -351,7 +351,8 @@ def test_a_recording_cut_anywhere_is_an_error(tmp_path: Path, name: str):
     whole = recording(tmp_path / name, noise(n), **options).read_bytes()
     read_audio(tmp_path / name, RATE, 8.0)
     steps = max(1, len(whole) // 60)
-    for end in [*range(0, len(whole), steps), *range(len(whole) - 30, len(whole))]:
+    pages = [page.start() for page in re.finditer(b"OggS", whole)]
+    for end in [*range(0, len(whole), steps), *range(len(whole) - 30, len(whole)), *pages]:
         with pytest.raises(MediaError):
             read_audio(written(tmp_path / "cut", whole[:end]), RATE, 8.0)
 

@@ -12,6 +12,7 @@ import json
 import numbers
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -90,7 +91,11 @@ def media_hash(value: Any) -> str:
         try:
             found = os.stat(path)
             if stat.S_ISREG(found.st_mode):
-                return _file_hash(path, found.st_ino, found.st_size, found.st_mtime_ns)
+                just_now = (
+                    time.time_ns() - found.st_ctime_ns < 2e9
+                )  # it may change again within a tick of its clock
+                remembered = _file_hash.__wrapped__ if just_now else _file_hash
+                return remembered(path, found.st_ino, found.st_size, found.st_ctime_ns)
         except (OSError, ValueError):
             pass  # a missing file is an error where it is read, not where prompts are compared
         return f"missing {path}"
@@ -114,7 +119,7 @@ def media_hash(value: Any) -> str:
 
 
 @lru_cache(maxsize=2**16)
-def _file_hash(path: str, inode: int, size: int, modified: int) -> str:
+def _file_hash(path: str, inode: int, size: int, changed: int) -> str:
     """The path, inode, size and time of change are the key under which the hash of the bytes is kept."""
     with open(path, "rb") as file:
         return f"file {hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -148,9 +153,10 @@ def checked_rate(name: str, rate: Any) -> int:
     """Return a rate in Hz as int; MediaError, which calls it `name`, where it is none within RATES."""
     if not isinstance(rate, numbers.Integral) or isinstance(rate, bool):
         raise MediaError(f"{name} is {rate!r}, not a whole number of Hz")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise MediaError(f"{name} is {rate} Hz, not between {RATES[0]} and {RATES[1]} Hz")
-    return int(rate)
+    hertz = int(rate)
+    if not RATES[0] <= hertz <= RATES[1]:
+        raise MediaError(f"{name} is {hertz} Hz, not between {RATES[0]} and {RATES[1]} Hz")
+    return hertz
 
 
 def is_path(value: Any) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interp.data.attachments import MEDIA, media_fields
-from interp.errors import PromptFileError
+from interp.errors import MediaError, PromptFileError
 
 # A column of the first row of names is taken before one of the second: JailbreakBench has `Goal` (the request) and
 # `Behavior` (its short title); HarmBench has only `Behavior`. Two of one row are a question for the caller.
@@ -63,7 +63,9 @@ def prompt_fields(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
         known = key.strip().lower()
         if key == column or _missing(value):
             continue
-        if known in MEDIA and known not in media:
+        if known in MEDIA:
+            if known in media:
+                raise MediaError(f"two columns are named `{known}`; keep one of them")
             media[known] = value
             continue
         if known in RESPONSE_COLUMNS and isinstance(value, str):
@@ -80,7 +82,8 @@ def prompt_fields(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
         else:
             meta[key] = json.loads(json.dumps(value, default=_as_text))
     found = media_fields(media, encoded=True)
-    return values | found | {"text": text_beside(found, row.get(column)), "meta": meta}
+    text = None if column is None else row.get(column)
+    return values | found | {"text": text_beside(found, text), "meta": meta}
 
 
 def _missing(value: Any) -> bool:

@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from interp.data.attachments import as_numpy, checked_audio, checked_rate, is_array, is_path, one_line
-from interp.data.rows import kind_of
+from interp.data.attachments import as_numpy, checked_audio, checked_images, checked_rate, one_line
 from interp.errors import MediaError
 
 if TYPE_CHECKING:
@@ -48,10 +47,10 @@ def read_image(value: Any) -> Image.Image:
     """
     from PIL import Image
 
-    if is_path(value):
-        path = os.fspath(value)
-        name, _ = _regular_file(path)
-        with _decoding(name, "image"), open(path, "rb") as file:
+    (value,) = checked_images((value,))
+    if isinstance(value, str):
+        name, _ = _regular_file(value)
+        with _decoding(name, "image"), open(value, "rb") as file:
             with Image.open(file, formats=IMAGE_FORMATS) as image:
                 _check_pixels(name, image.size)
                 if image.format != "PNG":
@@ -64,8 +63,6 @@ def read_image(value: Any) -> Image.Image:
         _check_pixels("the image", value.size)
         with _decoding("the image", "image"):
             return _rgb("the image", value)
-    if not is_array(value):
-        raise MediaError(f"an image is {kind_of(value)}, not a path, PIL image or array")
     return _image_of_array("the image", as_numpy("the image", value))
 
 

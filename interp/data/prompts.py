@@ -264,7 +264,7 @@ class PromptSet(Sequence[Prompt]):
     def save(self, path: str | Path) -> Path:
         """Write the set as JSONL, which `read_prompts` reads back loss-free; a failure leaves no partial file.
 
-        Paths of media under the file's directory are written relative to it, others from the root.
+        Paths of media under the file's directory are written relative to it, others absolute.
         """
         directory = os.path.dirname(path)
         try:

@@ -152,13 +152,13 @@ def test_a_change_of_rank_two_is_found_in_its_matrix_and_nothing_elsewhere():
     name = "model.layers.2.self_attn.q_proj.weight"
     m, n = before[name].shape
     u, v = (torch.linalg.qr(noise(size, 2, seed=size)).Q.float() for size in (m, n))
-    after[name] += 3 * u[:, :1] @ v[:, :1].T + u[:, 1:] @ v[:, 1:].T
+    after[name] += 4 * u[:, :1] @ v[:, :1].T + u[:, 1:] @ v[:, 1:].T
     table = weight_drift(before, after).to_frame().set_index("name")
     assert (table.drop(index=name)["relative"] == 0).all()
     row = table.loc[name]
-    assert row["norm"] == pytest.approx(math.sqrt(10), rel=1e-5)
-    assert row["relative"] == pytest.approx(math.sqrt(10) / float(before[name].norm()), rel=1e-5)
-    assert row["stable_rank"] == pytest.approx(10 / 9, rel=1e-4) and row["components"] == 1
+    assert row["norm"] == pytest.approx(math.sqrt(17), rel=1e-5)
+    assert row["relative"] == pytest.approx(math.sqrt(17) / float(before[name].norm()), rel=1e-5)
+    assert row["stable_rank"] == pytest.approx(17 / 16, rel=1e-4) and row["components"] == 1
     assert (row["stack"], row["layer"], row["module"]) == ("model.layers", 2, "self_attn.q_proj")
 
 

@@ -17,8 +17,8 @@ def requests(seed: int = 0) -> torch.Tensor:
     return values
 
 
-def measured(first: torch.Tensor, second: torch.Tensor, **more):
-    found = modality_gap(activations(first), activations(second), harmful=LABELS, groups=GROUPS, **more)
+def measured(first: torch.Tensor, second: torch.Tensor):
+    found = modality_gap(activations(first), activations(second), harmful=LABELS, groups=GROUPS, n_null=10)
     return found.to_frame().set_index(["measure", "layer"])
 
 
@@ -45,7 +45,7 @@ def test_cka_sees_shared_requests_whatever_lies_between(apart):
     for layer in (0, 1):
         row = apart.loc["CKA", layer]
         assert row["value"] > 0.8 and row["null_high"] < 0.3
-    stranger = measured(requests(), noise(LAYERS, N, WIDTH, seed=5))
+    stranger = measured(requests()[:1], noise(1, N, WIDTH, seed=5))
     row = stranger.loc["CKA", 0]
     assert row["null_low"] - 0.02 < row["value"] < row["null_high"] + 0.02
 
@@ -60,12 +60,10 @@ def test_directions_agree_up_to_their_ceiling_until_harm_points_elsewhere(apart)
 
 
 def test_the_same_activations_have_no_gap():
-    same = measured(requests(), requests())
-    assert (same.loc["distance"]["value"] == 0).all() and same.loc["CKA"]["value"].tolist() == pytest.approx(
-        [1] * 3
-    )
-    assert same.loc["cosine"]["value"].tolist() == pytest.approx([1] * 3)
-    assert (same.loc["accuracy"]["value"] <= 0.5).all()
+    same = measured(requests()[:2], requests()[:2])
+    assert (same.loc["distance"]["value"] == 0).all() and (same.loc["accuracy"]["value"] <= 0.5).all()
+    for measure in ("CKA", "cosine"):
+        assert same.loc[measure]["value"].tolist() == pytest.approx([1, 1])
 
 
 def test_cosines_need_labels():

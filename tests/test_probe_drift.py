@@ -107,13 +107,13 @@ def test_two_wordings_of_the_same_requests_are_paired_and_compared(lab, tmp_path
     table = load_run("results/modality_gap/latest").load_table("gap.parquet").set_index(["measure", "layer"])
     last = planted.N_LAYERS - 1
     assert table.loc[("distance", last), "low"] > table.loc[("distance", last), "null_high"]
-    assert table.loc[("cosine", last), "value"] > 0.9 > table.loc[("cosine", last), "null_high"]
+    assert table.loc[("cosine", last), "value"] > 0.9 and table.loc[("CKA", last), "low"] > 0.9
 
 
 @pytest.mark.parametrize("name", ["drift", "harm_recognition", "modality_gap"])
 def test_bad_commands_end_with_one_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    missing = ["./nowhere", "./nowhere"] + (["./no.jsonl"] if name == "modality_gap" else [])
+    missing = ["./nowhere", "./nowhere", *(["./no.jsonl"] if name == "modality_gap" else ["--harmful", "./nowhere"])]
     assert cli.main(["probe", name, *missing]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "nowhere" in error

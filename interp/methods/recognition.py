@@ -164,7 +164,7 @@ def word_baseline(
         counts = counter.fit_transform(texts).toarray()
     except ValueError:  # scikit-learn's "empty vocabulary"
         return None
-    (held_out,) = cross_validate(torch.from_numpy(counts), labels, groups, n_folds=n_folds, seed=seed)
+    (held_out,) = cross_validate(torch.from_numpy(counts).double(), labels, groups, n_folds=n_folds, seed=seed)
     return _intervals(held_out, groups)
 
 

@@ -127,6 +127,12 @@ def probe(
     wide = table.assign(column=(table["measure"] + " " + table["of"]).str.strip())
     wide = wide[~wide["measure"].isin([GAP, SHIFT]) | (wide["of"] != "harmless")]
     print(wide.pivot(index="layer", columns="column", values="value").to_string(float_format="{:.3f}".format))
+    changed = found["weights"][found["weights"]["random_stable_rank"].notna()]
+    stacks = changed.groupby("stack", sort=False)
+    print(
+        "matrices, mean relative change: "
+        + ", ".join(f"{name or 'head'} {part['relative'].mean():.3f}" for name, part in stacks)
+    )
     print(f"tables and figures: {directory}")
 
 

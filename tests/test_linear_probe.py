@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.errors import NonFiniteError, UserError
-from interp.geometry.linear_probe import HeldOut, cross_validate, shuffled_labels
+from interp.geometry.linear_probe import HeldOut, cross_validate, null_splits, shuffled_labels, split_rows
 
 N, WIDTH = 120, 10
 
@@ -22,10 +22,10 @@ def planted(gap: float, seed: int = 0, n: int = N) -> tuple[torch.Tensor, list[b
 
 def test_a_planted_difference_is_read_as_well_as_it_can_be():
     rows, labels = planted(8)
-    (found,) = cross_validate(rows, labels)
+    (found,) = cross_validate(rows, split_rows(labels))
     assert found.accuracy == 1 and found.auroc() == 1
     rows, labels = planted(2, n=2000)
-    (found,) = cross_validate(rows, labels)
+    (found,) = cross_validate(rows, split_rows(labels))
     best = 0.5 * (1 + math.erf(1 / math.sqrt(2)))  # halfway between means two standard deviations apart: 0.84
     assert found.accuracy == pytest.approx(best, abs=0.03)
     assert found.auroc() == pytest.approx(0.92, abs=0.03)
@@ -35,7 +35,7 @@ def test_nothing_is_read_where_nothing_is():
     accuracies = []
     for seed in range(8):
         rows, labels = planted(0, seed)
-        accuracies.append(cross_validate(rows, labels)[0].accuracy)
+        accuracies.append(cross_validate(rows, split_rows(labels))[0].accuracy)
     assert np.mean(accuracies) == pytest.approx(0.5, abs=0.06)
 
 
@@ -45,14 +45,14 @@ def test_a_probe_that_only_knows_groups_fails_on_groups_it_has_not_seen():
     groups = [i // 6 for i in range(N)]
     labels = [group % 2 == 0 for group in groups]
     rows = centres[groups] + 0.1 * torch.randn(N, 30, generator=generator)
-    assert cross_validate(rows, labels)[0].accuracy > 0.85
-    assert cross_validate(rows, labels, groups)[0].accuracy < 0.7
+    assert cross_validate(rows, split_rows(labels))[0].accuracy > 0.85
+    assert cross_validate(rows, split_rows(labels, groups))[0].accuracy < 0.7
 
 
 def test_groups_are_left_out_whole_and_every_row_once():
     rows, labels = planted(1)
     groups = [i // 6 for i in range(N)]
-    (found,) = cross_validate(rows, labels, groups)
+    (found,) = cross_validate(rows, split_rows(labels, groups))
     for group in set(groups):
         assert len(set(found.fold[np.array(groups) == group])) == 1
     assert sorted(set(found.fold)) == [0, 1, 2, 3, 4] and np.isfinite(found.scores).all()
@@ -63,7 +63,7 @@ def test_the_same_probes_read_other_values_of_the_same_prompts():
     mirrored, gone = rows.clone(), rows.clone()
     mirrored[:, 0] = 8 - rows[:, 0]
     gone[:, 0] = 0
-    own, same, turned, nothing = cross_validate(rows, labels, read=[rows, mirrored, gone])
+    own, same, turned, nothing = cross_validate(rows, split_rows(labels), [rows, mirrored, gone])
     assert np.array_equal(own.scores, same.scores)
     assert turned.accuracy < 0.05 and nothing.accuracy == pytest.approx(0.5, abs=0.1)
     assert nothing.auroc() < 0.75
@@ -95,16 +95,26 @@ def test_shuffling_swaps_pairs_and_permutes_single_rows():
     assert free.sum() == N // 2 and (free.reshape(-1, 2).sum(1) != 1).any()
 
 
+def test_null_splits_have_other_labels_and_their_own_folds():
+    groups = [i // 6 for i in range(N)]
+    labels = [i // 6 % 2 == 0 for i in range(N)]
+    nulls = null_splits(labels, groups, n_null=4, seed=7)
+    assert len({tuple(null.labels) for null in nulls}) == 4 == len({tuple(null.fold) for null in nulls})
+    for null in nulls:
+        shares = [null.labels[null.fold == k].mean() for k in range(null.n_folds)]
+        assert null.n_folds == 5 and max(shares) - min(shares) <= 0.5
+
+
 def test_bad_input_is_named():
     rows, labels = planted(1)
     with pytest.raises(UserError, match="119 labels cannot go with 120 rows"):
-        cross_validate(rows, labels[1:])
+        cross_validate(rows, split_rows(labels[1:]))
     with pytest.raises(UserError, match="3 groups cannot go with 120 labels"):
-        cross_validate(rows, labels, [1, 2, 3])
+        split_rows(labels, [1, 2, 3])
     with pytest.raises(UserError, match="5 folds need 5 groups with positive rows, there are 2"):
-        cross_validate(rows, labels, [i % 2 * 7 + i // 60 for i in range(N)])
+        split_rows(labels, [i % 2 * 7 + i // 60 for i in range(N)])
     with pytest.raises(UserError, match="negative rows, there are 0"):
-        cross_validate(rows, [True] * N)
+        split_rows([True] * N)
     rows[3, 2] = float("inf")
     with pytest.raises(NonFiniteError, match="row 3 of the probed set"):
-        cross_validate(rows, labels)
+        cross_validate(rows, split_rows(labels))

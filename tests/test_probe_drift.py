@@ -75,8 +75,9 @@ def test_harm_is_recognised_where_it_is_planted(lab, files, capsys):
     assert "counts of words" in shown and "aligned probe" in shown
     run = load_run("results/harm_recognition/latest")
     table = run.load_table("recognition.parquet").set_index(["measure", "of", "layer"])
-    before, after = (table.loc[("AUROC", "aligned", layer)] for layer in (0, planted.PLANTED_AT + 1))
-    assert after["low"] > 0.9 > before["value"]
+    for name in ("aligned", str(lab / "tuned")):
+        read = table.loc[("AUROC", name, planted.PLANTED_AT + 1)]
+        assert read["low"] > 0.9 and read["null_high"] < read["low"]
     gap = table.loc["gap along refusal"]
     last = planted.N_LAYERS - 1
     assert gap.loc[(str(lab / "tuned"), last), "value"] < 0.8 * gap.loc[("aligned", last), "value"]
@@ -113,7 +114,11 @@ def test_two_wordings_of_the_same_requests_are_paired_and_compared(lab, tmp_path
 @pytest.mark.parametrize("name", ["drift", "harm_recognition", "modality_gap"])
 def test_bad_commands_end_with_one_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    missing = ["./nowhere", "./nowhere", *(["./no.jsonl"] if name == "modality_gap" else ["--harmful", "./nowhere"])]
+    missing = [
+        "./nowhere",
+        "./nowhere",
+        *(["./no.jsonl"] if name == "modality_gap" else ["--harmful", "./nowhere"]),
+    ]
     assert cli.main(["probe", name, *missing]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "nowhere" in error

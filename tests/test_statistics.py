@@ -170,6 +170,15 @@ def test_jackknife_intervals_cover():
     assert 180 <= hits <= 199
 
 
+def test_jackknife_bounds_stay_within_limits():
+    x = np.array([0.0, 1, 1, 1, 1, 1])
+    free, cut = (
+        cluster_jackknife(lambda rows: x[rows].mean(), 6, limits=limits) for limits in ((-9, 9), (0, 1))
+    )
+    assert free.high > 1 == cut.high and cut.low == free.low
+    assert np.isnan(cluster_jackknife(lambda rows: np.nan, 6, limits=(0, 1)).high)
+
+
 def test_jackknife_without_blocks_or_groups_for_all():
     found = cluster_jackknife(lambda rows: 1.0, 3, ["a"] * 3)
     assert found.value == 1 and np.isnan([found.low, found.high]).all()

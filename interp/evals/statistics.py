@@ -133,11 +133,12 @@ def cluster_jackknife(
     seed: int = 0,
     blocks: int = 20,
     level: float = 0.95,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """Return a statistic of n prompts with its delete-a-block jackknife t-interval (Quenouille 1956, Tukey 1958).
 
     statistic: takes the indices of the prompts to use. groups: the cluster of each prompt; whole clusters, dealt at random into at most
-    `blocks` blocks, are left out together. The bounds are NaN with fewer than two clusters or where a value is.
+    `blocks` blocks, are left out together. limits: between which the statistic lies; bounds past them are cut. The bounds are NaN with fewer than two clusters or where a value is.
     """
     from scipy.stats import t
 
@@ -158,7 +159,9 @@ def cluster_jackknife(
     left = np.array([statistic(np.flatnonzero(block != k)) for k in range(size)])
     error = np.sqrt((size - 1) / size * ((left - left.mean()) ** 2).sum())
     half = float(t.ppf((1 + level) / 2, size - 1) * error)
-    return Interval(value, value - half, value + half, n_groups)
+    # rounding may put the value itself a little past its limits
+    low, high = max(value - half, min(limits[0], value)), min(value + half, max(limits[1], value))
+    return Interval(value, float(low), float(high), n_groups)
 
 
 def hierarchical_bootstrap(

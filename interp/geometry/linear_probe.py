@@ -60,39 +60,94 @@ class HeldOut:
         return float(np.mean(areas)) if areas else float("nan")
 
 
-def cross_validate(
-    rows: Float[Tensor, "n d_model"],
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labels of rows, and the fold in which each is left out: made once for all layers and checkpoints."""
+
+    labels: Bool[np.ndarray, " n"]
+    fold: Int[np.ndarray, " n"]
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds."""
+        return int(self.fold.max()) + 1
+
+
+def split_rows(
     labels: Sequence[bool],
     groups: Sequence[Hashable] | None = None,
     *,
-    read: Sequence[Float[Tensor, "n d_model"]] = (),
     n_folds: int = N_FOLDS,
     seed: int = 0,
+) -> Split:
+    """Random folds with as much of both labels in each as whole groups allow.
+
+    Args:
+        labels: whether each row is of the positive set. groups: what is left out together, one a row.
+
+    Raises UserError when there are other numbers of groups, or a fold would leave no example of a class to learn from.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    truth = np.asarray(labels, dtype=bool)
+    codes = _codes(groups, len(truth))
+    for label, name in ((True, "positive"), (False, "negative")):
+        n_groups = len(np.unique(codes[truth == label]))
+        if n_groups < n_folds:
+            raise UserError(
+                f"{n_folds} folds need {n_folds} groups with {name} rows, there are {n_groups}; give more prompts or fewer folds"
+            )
+    fold = np.empty(len(truth), dtype=np.int64)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for k, (train, test) in enumerate(splitter.split(truth, truth, codes)):
+        fold[test] = k
+        if len(np.unique(truth[train])) < 2:
+            raise UserError(f"fold {k} leaves rows of one class only to learn from; give more groups")
+    return Split(truth, fold)
+
+
+def null_splits(
+    labels: Sequence[bool],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    n_null: int,
+    n_folds: int = N_FOLDS,
+    seed: int = 0,
+) -> list[Split]:
+    """`n_null` splits of shuffled labels: cross-validated like the real one, they are its null."""
+    return [
+        split_rows(shuffled_labels(labels, groups, draw).tolist(), groups, n_folds=n_folds, seed=draw)
+        for draw in range(seed, seed + n_null)
+    ]
+
+
+def cross_validate(
+    rows: Float[Tensor, "n d_model"], split: Split, read: Sequence[Float[Tensor, "n d_model"]] = ()
 ) -> list[HeldOut]:
     """Held-out scores of linear probes on the rows, and of the same probes on other values of the same prompts.
 
     Args:
-        labels: whether each row is of the positive set. groups: what is left out together, one a row.
         read: values of the same prompts, in another checkpoint say, to be read by the probes fitted on `rows`.
 
-    Returns one HeldOut for `rows`, then one for each of `read`. Raises UserError when labels or groups do not fit the rows or a fold
-    would leave no example of a class to learn from, NonFiniteError on NaN.
+    Returns one HeldOut for `rows`, then one for each of `read`. Raises UserError when there are other numbers of rows than of labels,
+    NonFiniteError on NaN.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    truth = np.asarray(labels, dtype=bool)
     values = [check_finite(part, "probed").cpu().numpy() for part in (rows, *read)]
-    fold = _folds(truth, _codes(groups, len(truth)), len(values[0]), n_folds, seed)
-    scores = [np.empty(len(truth)) for _ in values]
-    for k in range(n_folds):
-        out = fold == k
+    for part in values:
+        if len(part) != len(split.labels):
+            raise UserError(f"{len(split.labels)} labels cannot go with {len(part)} rows")
+    scores = [np.empty(len(split.labels)) for _ in values]
+    for k in range(split.n_folds):
+        out = split.fold == k
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
-        probe.fit(values[0][~out], truth[~out])
+        probe.fit(values[0][~out], split.labels[~out])
         for found, part in zip(scores, values, strict=True):
             found[out] = probe.decision_function(part[out])
-    return [HeldOut(found, truth, fold) for found in scores]
+    return [HeldOut(found, split.labels, split.fold) for found in scores]
 
 
 def shuffled_labels(
@@ -117,25 +172,3 @@ def _codes(groups: Sequence[Hashable] | None, n: int) -> Int[np.ndarray, " n"]:
     if len(groups) != n:
         raise UserError(f"{len(groups)} groups cannot go with {n} labels")
     return np.unique(np.array([repr(group) for group in groups]), return_inverse=True)[1]
-
-
-def _folds(
-    truth: Bool[np.ndarray, " n"], codes: Int[np.ndarray, " n"], n_rows: int, n_folds: int, seed: int
-) -> Int[np.ndarray, " n"]:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    if len(truth) != n_rows:
-        raise UserError(f"{len(truth)} labels cannot go with {n_rows} rows")
-    for label, name in ((True, "positive"), (False, "negative")):
-        n_groups = len(np.unique(codes[truth == label]))
-        if n_groups < n_folds:
-            raise UserError(
-                f"{n_folds} folds need {n_folds} groups with {name} rows, there are {n_groups}; give more prompts or fewer folds"
-            )
-    fold = np.empty(len(truth), dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    for k, (train, test) in enumerate(splitter.split(truth, truth, codes)):
-        fold[test] = k
-        if len(np.unique(truth[train])) < 2:
-            raise UserError(f"fold {k} leaves rows of one class only to learn from; give more groups")
-    return fold

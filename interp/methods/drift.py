@@ -211,7 +211,7 @@ def _cka(
 ) -> Measure:
     rng = np.random.default_rng(seed)
     null = [cka(x, y[torch.from_numpy(rng.permutation(len(y)))]) for _ in range(n_null)]
-    found = cluster_jackknife(lambda rows: cka(x[rows], y[rows]), len(x), groups, seed)
+    found = cluster_jackknife(lambda rows: cka(x[rows], y[rows]), len(x), groups, seed, limits=(-1, 1))
     return Measure.make(site, CKA, "", found, null)
 
 
@@ -229,7 +229,7 @@ def _subspaces(
     def shared(rows: np.ndarray) -> float:
         return overlap(pca(x[rows], rank).basis.T, pca(y[rows], rank).basis.T)
 
-    found = cluster_jackknife(shared, len(x), groups, seed)
+    found = cluster_jackknife(shared, len(x), groups, seed, limits=(0, 1))
     angle = Interval(float(np.degrees(largest)), np.nan, np.nan, found.n)
     return [Measure.make(site, OVERLAP, "", found, chance), Measure.make(site, ANGLE, "", angle)]
 

@@ -24,10 +24,10 @@ from interp.data.prompts import Prompt, PromptSet
 from interp.errors import UserError
 from interp.evals.statistics import Interval, cluster_jackknife
 from interp.geometry.directions import cosine, mean_difference, shuffled_difference
-from interp.geometry.linear_probe import cross_validate
+from interp.geometry.linear_probe import Split, cross_validate, null_splits, split_rows
 from interp.geometry.similarity import check_finite, cka, mean_distance
 from interp.methods.measures import NULL_BAND, Measure, check_same, frame, one_row_each
-from interp.methods.recognition import probe_measures, probe_null
+from interp.methods.recognition import probe_measures
 from interp.models.activations import Activations
 from interp.models.sites import Site
 
@@ -129,10 +129,12 @@ def modality_gap(
     clusters = list(range(n)) if groups is None else list(groups)
     if len(clusters) != n or (harmful is not None and len(harmful) != n):
         raise UserError(f"{n} pairs need a group and a label each")
+    modality, twice = [False] * n + [True] * n, [*clusters, *clusters]
+    splits = [split_rows(modality, twice, seed=seed), *null_splits(modality, twice, n_null=n_null, seed=seed)]
     measures: list[Measure] = []
     for i, site in enumerate(first.sites):
         x, y = check_finite(a[i], names[0]), check_finite(b[i], names[1])
-        measures += _apart(site, x, y, clusters, n_null=n_null, seed=seed)
+        measures += _apart(site, x, y, clusters, splits, seed)
         if harmful is not None:
             labels = np.asarray(harmful, dtype=bool)
             measures += _cosines(site, x, y, labels, clusters, n_null=n_null, seed=seed)
@@ -144,24 +146,25 @@ def _apart(
     x: Float[Tensor, "n d_model"],
     y: Float[Tensor, "n d_model"],
     clusters: Sequence[Hashable],
-    *,
-    n_null: int,
+    splits: Sequence[Split],
     seed: int,
 ) -> list[Measure]:
+    """Distance, separability and CKA; the first split tells the modalities apart, the others are its null."""
     n, rng = len(x), np.random.default_rng(seed)
     swapped, broken = [], []
-    for _ in range(n_null):
+    for _ in splits[1:]:
         flip = torch.from_numpy(rng.random(n) < 0.5)[:, None]
         swapped.append(mean_distance(torch.where(flip, y, x), torch.where(flip, x, y)))
         broken.append(cka(x, y[torch.from_numpy(rng.permutation(n))]))
-    distance = cluster_jackknife(lambda rows: mean_distance(x[rows], y[rows]), n, clusters, seed)
-    alike = cluster_jackknife(lambda rows: cka(x[rows], y[rows]), n, clusters, seed)
-    both, modality, twice = torch.cat([x, y]), [False] * n + [True] * n, [*clusters, *clusters]
-    (held_out,) = cross_validate(both, modality, twice, seed=seed)
-    null = probe_null(both, modality, twice, n_null=n_null, seed=seed)
+    distance = cluster_jackknife(
+        lambda rows: mean_distance(x[rows], y[rows]), n, clusters, seed, limits=(0, np.inf)
+    )
+    alike = cluster_jackknife(lambda rows: cka(x[rows], y[rows]), n, clusters, seed, limits=(-1, 1))
+    both = torch.cat([x, y])
+    held_out, *null = [cross_validate(both, split)[0] for split in splits]
     return [
         Measure.make(site, DISTANCE, "", distance, swapped),
-        *probe_measures(site, "", held_out, twice, null),
+        *probe_measures(site, "", held_out, [*clusters, *clusters], null),
         Measure.make(site, CKA, "", alike, broken),
     ]
 
@@ -205,7 +208,7 @@ def _cosines(
     limits = np.nanquantile(across, NULL_BAND).tolist()
     halves = Interval(float(np.nanmean(across)), *limits, n)
     return [
-        Measure.make(site, COSINE, "", cluster_jackknife(agreement, n, clusters, seed), null),
+        Measure.make(site, COSINE, "", cluster_jackknife(agreement, n, clusters, seed, limits=(-1, 1)), null),
         Measure.make(site, HALVES, "", halves, ceiling=float(np.nanmean(within))),
     ]
 

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from interp.errors import UserError
 from interp.evals.statistics import Interval, cluster_bootstrap, cluster_jackknife, paired_bootstrap
-from interp.geometry.linear_probe import N_FOLDS, HeldOut, cross_validate, shuffled_labels
+from interp.geometry.linear_probe import N_FOLDS, HeldOut, cross_validate, null_splits, split_rows
 from interp.methods.measures import Measure, check_same, frame, one_row_each
 from interp.models.activations import Activations
 from interp.models.sites import Site
@@ -84,22 +82,15 @@ def recognise(
     if len(labels) != len(aligned.prompt_ids):
         raise UserError(f"{len(labels)} labels cannot go with {len(aligned.prompt_ids)} prompts")
     values = {"aligned": one_row_each(aligned), **{name: one_row_each(part) for name, part in tuned.items()}}
+    split = split_rows(labels, groups, n_folds=n_folds, seed=seed)
+    shuffled = null_splits(labels, groups, n_null=n_null, n_folds=n_folds, seed=seed)
     measures: list[Measure] = []
     for i, site in enumerate(aligned.sites):
         rows = {name: part[i] for name, part in values.items()}
-        first, *moved = cross_validate(
-            rows["aligned"],
-            labels,
-            groups,
-            read=[rows[name] for name in tuned],
-            n_folds=n_folds,
-            seed=seed,
-        )
-        own = {"aligned": first}
-        for name in tuned:
-            (own[name],) = cross_validate(rows[name], labels, groups, n_folds=n_folds, seed=seed)
+        first, *moved = cross_validate(rows["aligned"], split, [rows[name] for name in tuned])
+        own = {"aligned": first} | {name: cross_validate(rows[name], split)[0] for name in tuned}
         for name, held_out in own.items():
-            null = probe_null(rows[name], labels, groups, n_null=n_null, n_folds=n_folds, seed=seed)
+            null = [cross_validate(rows[name], draw)[0] for draw in shuffled]
             measures += probe_measures(site, name, held_out, groups, null)
         for name, held_out in zip(tuned, moved, strict=True):
             measures += probe_measures(site, f"{name}, aligned probe", held_out, groups)
@@ -108,23 +99,6 @@ def recognise(
     words = None if texts is None else word_baseline(texts, labels, groups, n_folds=n_folds, seed=seed)
     positive = sum(map(bool, labels))
     return Recognition(tuple(measures), words, (positive, len(labels) - positive))
-
-
-def probe_null(
-    rows: Float[Tensor, "n d_model"],
-    labels: Sequence[bool],
-    groups: Sequence[Hashable] | None = None,
-    *,
-    n_null: int = N_NULL,
-    n_folds: int = N_FOLDS,
-    seed: int = 0,
-) -> list[HeldOut]:
-    """The same cross-validation under shuffled labels, `n_null` times."""
-    found = []
-    for draw in range(n_null):
-        shuffled = shuffled_labels(labels, groups, seed + draw).tolist()
-        found += cross_validate(rows, shuffled, groups, n_folds=n_folds, seed=seed + draw)
-    return found
 
 
 def probe_measures(
@@ -164,12 +138,13 @@ def word_baseline(
         counts = counter.fit_transform(texts).toarray()
     except ValueError:  # scikit-learn's "empty vocabulary"
         return None
-    (held_out,) = cross_validate(torch.from_numpy(counts).double(), labels, groups, n_folds=n_folds, seed=seed)
+    split = split_rows(labels, groups, n_folds=n_folds, seed=seed)
+    (held_out,) = cross_validate(torch.from_numpy(counts).double(), split)
     return _intervals(held_out, groups)
 
 
 def _intervals(held_out: HeldOut, groups: Sequence[Hashable] | None) -> tuple[Interval, Interval]:
     return (
         cluster_bootstrap(held_out.correct, groups),
-        cluster_jackknife(held_out.auroc, len(held_out.scores), groups),
+        cluster_jackknife(held_out.auroc, len(held_out.scores), groups, limits=(0, 1)),
     )

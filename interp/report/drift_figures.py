@@ -191,9 +191,9 @@ def curve(
         return
     x = rows["layer"].to_numpy()
     if chance and rows["null_low"].notna().any():
-        # Nulls of several checkpoints lie on each other: one grey for all, named once.
+        # Opaque, so that the nulls of several checkpoints, which lie on each other, show as one.
         named = axes.get_legend_handles_labels()[1]
-        axes.fill_between(x, rows["null_low"], rows["null_high"], color=style.GREY, alpha=0.3, linewidth=0,
+        axes.fill_between(x, rows["null_low"], rows["null_high"], color=style.PALE, linewidth=0,
                           label=None if "chance, 95 %" in named else "chance, 95 %", zorder=0)  # fmt: skip
     axes.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
     every = max(1, len(x) // 8)
@@ -235,4 +235,4 @@ def _legend(figure: Figure, panels: Sequence[Axes], ncols: int = 4) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols, handlelength=3)

@@ -127,11 +127,14 @@ def probe(
     wide = table.assign(column=(table["measure"] + " " + table["of"]).str.strip())
     wide = wide[~wide["measure"].isin([GAP, SHIFT]) | (wide["of"] != "harmless")]
     print(wide.pivot(index="layer", columns="column", values="value").to_string(float_format="{:.3f}".format))
-    changed = found["weights"][found["weights"]["random_stable_rank"].notna()]
-    stacks = changed.groupby("stack", sort=False)
+    matrices = found["weights"][found["weights"]["random_stable_rank"].notna()]
+    shares = (
+        matrices.assign(stack=matrices["stack"].replace("", "head"))
+        .groupby("stack", sort=False)["relative"]
+        .mean()
+    )
     print(
-        "matrices, mean relative change: "
-        + ", ".join(f"{name or 'head'} {part['relative'].mean():.3f}" for name, part in stacks)
+        "matrices, mean relative change:", ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
     )
     print(f"tables and figures: {directory}")
 

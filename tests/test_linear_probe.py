@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from interp.errors import NonFiniteError, UserError
 from interp.geometry.linear_probe import HeldOut, cross_validate, null_splits, shuffled_labels, split_rows
@@ -74,6 +75,13 @@ def test_scores_of_different_folds_are_not_ranked_together():
     found = HeldOut(np.array([1.0, 2.0, 11.0, 12.0]), np.array([False, True, False, True]), fold)
     assert found.auroc() == 1
     assert math.isnan(found.auroc(np.array([0, 2])))
+
+
+def test_auroc_is_scikit_learns_ties_included():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, 40).astype(float), rng.random(40) < 0.4
+    found = HeldOut(scores, labels, np.zeros(40, dtype=np.int64))
+    assert found.auroc() == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_shuffling_keeps_groups_of_one_class_whole():

@@ -70,7 +70,7 @@ def test_drift_finds_the_block_that_was_changed(lab, files, capsys):
 
 def test_harm_is_recognised_where_it_is_planted(lab, files, capsys):
     command = ["probe", "harm_recognition", str(lab / "aligned"), str(lab / "tuned"), *files]
-    assert cli.main([*command, "--n-test", "40", "--n-null", "3"]) == 0
+    assert cli.main([*command, "--n-test", "30", "--n-null", "2"]) == 0
     shown = capsys.readouterr().out
     assert "counts of words" in shown and "aligned probe" in shown
     run = load_run("results/harm_recognition/latest")
@@ -82,16 +82,6 @@ def test_harm_is_recognised_where_it_is_planted(lab, files, capsys):
     last = planted.N_LAYERS - 1
     assert gap.loc[(str(lab / "tuned"), last), "value"] < 0.8 * gap.loc[("aligned", last), "value"]
     assert (run.path / "figures" / "recognition.png").stat().st_size > 5000
-
-
-def test_one_checkpoint_alone_can_be_probed(lab, files, capsys):
-    assert (
-        cli.main(
-            ["probe", "harm_recognition", str(lab / "aligned"), *files, "--n-test", "30", "--n-null", "2"]
-        )
-        == 0
-    )
-    assert "AUROC" in capsys.readouterr().out
 
 
 def test_two_wordings_of_the_same_requests_are_paired_and_compared(lab, tmp_path, monkeypatch, capsys):
@@ -114,11 +104,8 @@ def test_two_wordings_of_the_same_requests_are_paired_and_compared(lab, tmp_path
 @pytest.mark.parametrize("name", ["drift", "harm_recognition", "modality_gap"])
 def test_bad_commands_end_with_one_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    missing = [
-        "./nowhere",
-        "./nowhere",
-        *(["./no.jsonl"] if name == "modality_gap" else ["--harmful", "./nowhere"]),
-    ]
+    rest = ["./no.jsonl"] if name == "modality_gap" else ["--harmful", "./nowhere", "--harmless", "./nowhere"]
+    missing = ["./nowhere", "./nowhere", *rest]
     assert cli.main(["probe", name, *missing]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "nowhere" in error

@@ -66,18 +66,15 @@ def pair_prompts(
 
     Raises UserError naming the first prompt that has no partner, two that share a key, or partners of different labels.
     """
-    keyed = [_by_key(prompts, by, suffix) for prompts, suffix in zip((first, second), suffixes, strict=True)]
-    for prompts, keys, others, other in (
-        (first, *keyed, second),
-        (second, *reversed(keyed), first),
-    ):
+    ours, theirs = (_by_key(part, by, suffix) for part, suffix in zip((first, second), suffixes, strict=True))
+    for prompts, keys, other, others in ((first, ours, second, theirs), (second, theirs, first, ours)):
         missing = [key for key in keys if key not in others]
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(prompts)} prompts of {prompts.name!r} have no partner in {other.name!r} by {by}, "
                 f"such as {missing[0]!r}; give files of the same requests, or another column or suffix to pair them by"
             )
-    pairs = [(prompt, keyed[1][key]) for key, prompt in keyed[0].items()]
+    pairs = [(prompt, theirs[key]) for key, prompt in ours.items()]
     for a, b in pairs:
         if a.label != b.label:
             raise UserError(
@@ -205,8 +202,8 @@ def _cosines(
         across.append(float(cosine(direction(x, one), direction(y, two))))
         within += [float(cosine(direction(rows, one), direction(rows, two))) for rows in (x, y)]
     # A half without one of the kinds, possible with few groups, says nothing.
-    limits = np.nanquantile(across, NULL_BAND).tolist()
-    halves = Interval(float(np.nanmean(across)), *limits, n)
+    low, high = np.nanquantile(across, NULL_BAND).tolist()
+    halves = Interval(float(np.nanmean(across)), low, high, n)
     return [
         Measure.make(site, COSINE, "", cluster_jackknife(agreement, n, clusters, seed, limits=(-1, 1)), null),
         Measure.make(site, HALVES, "", halves, ceiling=float(np.nanmean(within))),

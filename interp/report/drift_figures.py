@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -212,7 +213,8 @@ def _weights(figure: Figure, axes: Axes, weights: pd.DataFrame) -> None:
     part = matrices[matrices["stack"] == stack]
     grid = part.pivot(index="module", columns="layer", values="relative").reindex(part["module"].unique())
     top = float(np.nanmax(grid.to_numpy())) or 1.0
-    edges = np.arange(len(grid.columns) + 1) - 0.5 + grid.columns[0], np.arange(len(grid) + 1) - 0.5
+    first = int(part["layer"].min())
+    edges = np.arange(len(grid.columns) + 1) - 0.5 + first, np.arange(len(grid) + 1) - 0.5
     mesh = axes.pcolormesh(*edges, grid.to_numpy(), cmap="Blues", vmin=0, vmax=top, rasterized=True)
     bar = figure.colorbar(mesh, ax=axes, aspect=18, pad=0.02)
     bar.outline.set_linewidth(0.4)
@@ -231,7 +233,7 @@ def _finish(panels: Sequence[Axes], table: pd.DataFrame) -> None:
 
 
 def _legend(figure: Figure, panels: Sequence[Axes], ncols: int = 4) -> None:
-    found: dict[str, object] = {}
+    found: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)

@@ -35,8 +35,8 @@ def drift_panels(table: pd.DataFrame, weights: pd.DataFrame | None = None) -> Fi
         for kind, (colour, marker) in KINDS.items():
             curve(a, table, "relative change", kind, colour=colour, marker=marker, label=f"{kind} requests")
             curve(e, table, "shift along refusal", kind, colour=colour, marker=marker, chance=True)
-        curve(b, table, "CKA", "", colour=style.BLACK, marker="D", label="all requests", chance=True)
-        curve(c, table, "subspace overlap", "", colour=style.BLACK, marker="D", chance=True)
+        curve(b, table, "CKA", "", colour=style.PURPLE, marker="D", label="all requests", chance=True)
+        curve(c, table, "subspace overlap", "", colour=style.PURPLE, marker="D", chance=True)
         for name, (colour, marker) in CHECKPOINTS.items():
             curve(
                 d,
@@ -62,7 +62,8 @@ def drift_panels(table: pd.DataFrame, weights: pd.DataFrame | None = None) -> Fi
             axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.05)
         for axes in (d, e):
             axes.axhline(0, color=style.BLACK, linewidth=0.5)
-        _finish((a, b, c, d, e), table)
+        titles = ("activations", "similarity", "subspaces", "gap along refusal", "shift along refusal")
+        _finish((a, b, c, d, e), table, titles)
         if weights is None:
             f.set_visible(False)
         else:
@@ -226,10 +227,10 @@ def _weights(figure: Figure, axes: Axes, weights: pd.DataFrame) -> None:
     panel_letter(axes, "f", r"weights: $\Vert$ΔW$\Vert$ / $\Vert$W$\Vert$")
 
 
-def _finish(panels: Sequence[Axes], table: pd.DataFrame) -> None:
-    for letter, axes in zip("abcdef", panels, strict=False):
+def _finish(panels: Sequence[Axes], table: pd.DataFrame, titles: Sequence[str] = ("",) * 6) -> None:
+    for letter, title, axes in zip("abcdef", titles, panels, strict=False):
         style.layer_axis(axes, int(table["layer"].max()) + 1)
-        panel_letter(axes, letter)
+        panel_letter(axes, letter, title)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes], ncols: int = 4) -> None:

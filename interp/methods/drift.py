@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
@@ -173,9 +174,7 @@ def _gaps(
     measures = []
     for name, values in projected.items():
         scaled = values / spread
-        found = cluster_jackknife(
-            lambda chosen, v=scaled[:, 0]: _difference(v[chosen], labels[chosen]), len(labels), groups
-        )
+        found = cluster_jackknife(partial(_difference, scaled[:, 0], labels), len(labels), groups)
         null = scaled[labels].mean(0) - scaled[~labels].mean(0)
         measures.append(Measure.make(site, GAP, name, found, null[1:].tolist()))
     return measures
@@ -256,7 +255,11 @@ def _along(
     return measures
 
 
-def _difference(values: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
+def _difference(
+    values: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"], rows: Int[np.ndarray, " chosen"]
+) -> float:
+    """Harmful minus harmless of some rows; NaN where one kind is missing."""
+    values, labels = values[rows], labels[rows]
     if labels.all() or not labels.any():
         return float("nan")
     return float(values[labels].mean() - values[~labels].mean())

@@ -13,6 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 from interp.errors import UserError
 from interp.evals.statistics import (
     cluster_bootstrap,
+    cluster_jackknife,
     hierarchical_bootstrap,
     holm,
     kappa,
@@ -141,6 +142,48 @@ def test_the_interval_covers_as_often_as_it_says():
         found = cluster_bootstrap(x, np.repeat(np.arange(40), 5).tolist(), seed=trial, n=400)
         hits += found.low <= 0 <= found.high
     assert 0.89 <= hits / 300 <= 0.98
+
+
+def test_jackknife_of_a_mean_is_the_t_interval():
+    x = np.random.default_rng(0).normal(3, 2, 15)
+    found, t = cluster_jackknife(lambda rows: x[rows].mean(), len(x)), t_interval(x)
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((t.value, t.low, t.high, 15))
+
+
+def test_jackknife_counts_copies_once_and_deals_many_clusters_into_few_blocks():
+    x = np.random.default_rng(0).normal(0, 1, 12)
+    one = cluster_jackknife(lambda rows: x[rows].mean(), 12)
+    copies, groups = np.repeat(x, 5), np.repeat(np.arange(12), 5).tolist()
+    five = cluster_jackknife(lambda rows: copies[rows].mean(), 60, groups)
+    assert (five.low, five.high, five.n) == pytest.approx((one.low, one.high, 12))
+    y, calls = np.random.default_rng(1).normal(0, 1, 400), []
+    cluster_jackknife(lambda rows: calls.append(len(rows)) or y[rows].mean(), 400, blocks=10)
+    assert calls == [400] + [360] * 10
+
+
+def test_jackknife_intervals_cover():
+    hits = 0
+    for seed in range(200):
+        x = np.random.default_rng(seed).normal(0, 1, (60, 2))
+        found = cluster_jackknife(lambda rows, x=x: np.corrcoef(x[rows].T)[0, 1], 60)
+        hits += found.low <= 0 <= found.high
+    assert 180 <= hits <= 199
+
+
+def test_jackknife_bounds_stay_within_limits():
+    x = np.array([0.0, 1, 1, 1, 1, 1])
+    free, cut = (
+        cluster_jackknife(lambda rows: x[rows].mean(), 6, limits=limits) for limits in ((-9, 9), (0, 1))
+    )
+    assert free.high > 1 == cut.high and cut.low == free.low
+    assert np.isnan(cluster_jackknife(lambda rows: np.nan, 6, limits=(0, 1)).high)
+
+
+def test_jackknife_without_blocks_or_groups_for_all():
+    found = cluster_jackknife(lambda rows: 1.0, 3, ["a"] * 3)
+    assert found.value == 1 and np.isnan([found.low, found.high]).all()
+    with pytest.raises(UserError, match="2 groups"):
+        cluster_jackknife(lambda rows: 1.0, 3, ["a", "b"])
 
 
 def test_one_cluster_gives_no_interval():

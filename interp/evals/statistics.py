@@ -1,14 +1,14 @@
 """How sure is a number? Intervals and tests for proportions, paired answers, clustered prompts and training seeds.
 
 Proportions: Wilson (1927). Same prompts, two models: exact McNemar and the paired difference with a percentile
-bootstrap. Prompts of one cluster (a verb, a voice) are not independent: resample clusters, not prompts. Seeds: a
-t-interval over (paired) seed values. Several claims: Holm (1979). Agreement of judges: Cohen's κ (1960).
+bootstrap. Prompts of one cluster (a verb, a voice) are not independent: resample clusters, not prompts. What is no mean of prompts and
+would take a resampled prompt for agreement with itself (CKA, subspaces): delete clusters instead (jackknife). Seeds: a t-interval over (paired) seed values. Several claims: Holm (1979). Agreement of judges: Cohen's κ (1960).
 All randomness comes from a Generator made of the given seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,44 @@ def paired_bootstrap(
     if len(x) != len(y):
         raise UserError(f"paired values need equal lengths, got {len(x)} and {len(y)}")
     return cluster_bootstrap(x - y, groups, seed, n, level)
+
+
+def cluster_jackknife(
+    statistic: Callable[[NDArray[np.int64]], float],
+    n: int,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    blocks: int = 20,
+    level: float = 0.95,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> Interval:
+    """Return a statistic of n prompts with its delete-a-block jackknife t-interval (Quenouille 1956, Tukey 1958).
+
+    statistic: takes the indices of the prompts to use. groups: the cluster of each prompt; whole clusters, dealt at random into at most
+    `blocks` blocks, are left out together. limits: between which the statistic lies; bounds past them are cut. The bounds are NaN with fewer than two clusters or where a value is.
+    """
+    from scipy.stats import t
+
+    _check_level(level)
+    if n < 1 or blocks < 2 or (groups is not None and len(groups) != n):
+        raise UserError(
+            f"a jackknife needs prompts, a group for each and two blocks: got {n} prompts, {blocks} blocks"
+            + ("" if groups is None else f", {len(groups)} groups")
+        )
+    codes = np.arange(n)
+    if groups is not None:
+        codes = np.unique(np.array([repr(g) for g in groups]), return_inverse=True)[1]
+    n_groups = int(codes.max()) + 1
+    value, size = float(statistic(np.arange(n))), min(blocks, n_groups)
+    if size < 2:
+        return Interval(value, np.nan, np.nan, n_groups)
+    block = np.random.default_rng(seed).permutation(np.arange(n_groups) % size)[codes]
+    left = np.array([statistic(np.flatnonzero(block != k)) for k in range(size)])
+    error = np.sqrt((size - 1) / size * ((left - left.mean()) ** 2).sum())
+    half = float(t.ppf((1 + level) / 2, size - 1) * error)
+    # rounding may put the value itself a little past its limits
+    low, high = max(value - half, min(limits[0], value)), min(value + half, max(limits[1], value))
+    return Interval(value, float(low), float(high), n_groups)
 
 
 def hierarchical_bootstrap(

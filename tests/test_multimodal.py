@@ -289,3 +289,42 @@ def test_a_saved_checkpoint_loads_and_answers_the_same(kind, tmp_path):
     prompts = asked(kind)
     before, after = (capture(m, prompts, "resid_post", "last", progress=False) for m in (model, loaded))
     assert (before.values - after.values).abs().max() <= ATOL
+
+
+BRIDGED = {"gemma3", "llava", "llava_next", "llava_onevision", "idefics3", "qwen2_audio", "audioflamingo3"}
+
+
+def test_the_transformer_lens_bridge_agrees_or_has_no_adapter(kind):
+    model = made(kind)
+    model.module.set_attn_implementation("eager")
+    if kind not in BRIDGED:
+        with pytest.raises(
+            (ValueError, ImportError), match="supported architecture|needs the optional torchvision"
+        ):
+            model.bridge()
+        return
+    bridge = model.bridge()
+    for prompt in asked(kind, 2):
+        inputs = model.pad([model.token_ids(prompt)], [prompt.id]).inputs()
+        ids = inputs.pop("input_ids")
+        for name in ("attention_mask", "position_ids"):
+            inputs.pop(name, None)
+        with torch.no_grad():
+            _, cache = bridge.run_with_cache(ids, **inputs)
+        acts = capture(model, [prompt], list(STREAMS), "all", progress=False)
+        for layer in range(model.n_layers):
+            for stream in STREAMS:
+                theirs = cache[f"blocks.{layer}.hook_{stream}"][0]
+                assert (acts[f"{stream}.{layer}"] - theirs).abs().max() <= ATOL, (prompt.id, layer, stream)
+
+
+def test_booting_a_bridge_loads_and_installs_nothing(monkeypatch):
+    import subprocess
+
+    def refuse(*arguments, **options):
+        raise AssertionError(f"a process was started: {arguments}")
+
+    monkeypatch.setattr(subprocess, "check_call", refuse)
+    model = made("llava")
+    model.module.set_attn_implementation("eager")
+    assert model.bridge().processor is model.processor

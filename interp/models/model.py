@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import jinja2
 import torch
@@ -265,22 +266,28 @@ class Model:
 
     def bridge(self) -> Any:
         """A TransformerLens `TransformerBridge` on a merged *copy*: wrapping mutates, and live adapters are not shown."""
-        from transformer_lens.model_bridge.sources.transformers import boot
+        from transformer_lens.model_bridge.sources.transformers import boot, source
 
         if self.peft is not None:
             merged = copy.deepcopy(self.peft).merge_and_unload()
         else:
             merged = copy.deepcopy(self.module)
         merged.config.architectures = merged.config.architectures or [type(merged).__name__]
-        source = self.checkpoint.base if self.checkpoint else self.name
-        # TransformerLens loads the tokenizer anew from where it came from: give it a place that has it.
-        with tempfile.TemporaryDirectory() as directory:
-            (self.processor or self.tokenizer).save_pretrained(directory)
+        name = self.checkpoint.base if self.checkpoint else self.name
+        # TransformerLens loads the tokenizer anew from where it came from: give it a place that has it. A processor that it cannot
+        # load makes it *install* torchvision, and with that another torch: it gets ours instead.
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            mock.patch.object(source, "load_modality_processor", lambda bridge, *_: None),
+        ):
+            self.tokenizer.save_pretrained(directory)
             tokenizer = copy.deepcopy(self.tokenizer)
             tokenizer.init_kwargs["name_or_path"] = directory
-            return boot(
-                source, hf_model=merged, tokenizer=tokenizer, dtype=self.dtype, device=str(self.device)
+            bridge = boot(
+                name, hf_model=merged, tokenizer=tokenizer, dtype=self.dtype, device=str(self.device)
             )
+        bridge.processor = self.processor
+        return bridge
 
     def _turn(self, role: str, text: str, media: Sequence[str] = ()) -> dict[str, Any]:
         """A turn as the template wants it: text, or a list of parts where there is a processor."""

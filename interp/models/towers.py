@@ -8,6 +8,7 @@ OLMo 2); `attn_proj` and `mlp_proj` are the matrices that write it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.errors import CheckpointError
 from interp.models.sites import DECODER, PROJECTOR, Site
+from interp.models.tower_guess import guess_paths
 
 
 @dataclass(frozen=True)
@@ -255,14 +257,20 @@ class Tower:
 
 
 def find_tower(module: PreTrainedModel) -> Tower:
-    """Find and validate the decoder of a causal language model; raises CheckpointError when it does not fit."""
-    kind = module.config.model_type
-    if kind not in TOWERS:
-        raise CheckpointError(
-            f"architecture {kind!r} is not in the table of interp/models/towers.py (it has {', '.join(TOWERS)}); "
-            f"add a row with its dotted paths"
+    """Find and validate the decoder of a causal language model, and its encoders.
+
+    An architecture that is not in the table is tried by its structure, with a warning. Raises CheckpointError when it does not fit.
+    """
+    kind, config = module.config.model_type, module.config.get_text_config(decoder=True)
+    if kind in TOWERS:
+        paths = TOWERS[kind]
+    else:
+        paths = TowerPaths(**guess_paths(module))
+        warnings.warn(
+            f"architecture {kind!r} is not in the table of interp/models/towers.py; its decoder was found by structure, and its "
+            "streams add up",
+            stacklevel=2,
         )
-    paths, config = TOWERS[kind], module.config.get_text_config(decoder=True)
 
     def at(path: str) -> nn.Module:
         try:

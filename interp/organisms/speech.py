@@ -62,6 +62,7 @@ _SYNCHRONOUS, _NO_EXIT, _UTF8 = 2, 0x8000, 1
 _SPEED, _PITCH = 1, 3
 _ESPEAK_RATE = 22_050
 _SEED = 1
+_UNLOAD = "dlclose" if hasattr(_ctypes, "dlclose") else "FreeLibrary"  # the latter on Windows
 _SAMPLES, _INDEX = "samples.safetensors", "index.json"
 _lock = threading.Lock()  # one library with global state, one utterance at a time
 
@@ -240,7 +241,7 @@ def _library(package: Any) -> Iterator[ctypes.CDLL]:
         yield library
     finally:
         library.espeak_Terminate()
-        (_ctypes.dlclose if hasattr(_ctypes, "dlclose") else _ctypes.FreeLibrary)(library._handle)
+        getattr(_ctypes, _UNLOAD)(library._handle)
 
 
 def _check_variant(voice: Voice, data: Path) -> None:

@@ -1,0 +1,444 @@
+"""Can a tiny encoder hear the words of a request, whoever says it? Qwen2-Audio's own encoder, trained with CTC, then frozen.
+
+1. Clips: requests of the language in many voices (`speech.py`), as the processor's log-mel features of 2 s (200 frames, which the
+   encoder makes 100 positions and, pooled, up to 50 vectors: 25 a second of speech).
+2. What is said is any verb with any object in any phrasing, sense or nonsense, so that words must be heard and cannot be guessed
+   from their neighbours; the pairs held out of the organisms' training are held out here too.
+3. A linear head reads a word (or none) off every vector; connectionist temporal classification (Graves et al. 2006) sums over all
+   ways to place the words. The encoder learns nothing of harm: it is told words only.
+4. Measured on new clips: the share of words heard, in seen and held-out voices, for seen and held-out pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Qwen2AudioEncoder, Qwen2AudioEncoderConfig, WhisperFeatureExtractor
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.whisper.modeling_whisper import sinusoids
+
+from interp.errors import NonFiniteError, UserError
+from interp.evals.statistics import wilson
+from interp.files import (
+    atomic_write,
+    canonical,
+    content_hash,
+    load_arrays,
+    load_json,
+    remove,
+    save_arrays,
+    save_json,
+    writing,
+)
+from interp.models.checkpoint import organism_dir
+from interp.models.finetune import isolated_rng
+from interp.organisms import language, speech, world
+from interp.organisms.speech import RATE, Group, Voice, spoken, voices
+from interp.progress import progress as progress_bar
+
+CLIP_SECONDS = 2  # the extractor wants whole seconds
+POSITIONS = 50 * CLIP_SECONDS  # 100 mel frames a second, halved by the second convolution
+ARCHITECTURE: dict[str, Any] = {
+    "num_mel_bins": 80,
+    "d_model": 96,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 384,
+    "max_source_positions": POSITIONS,
+    # 0.02 suits widths of thousands
+    "initializer_range": 0.08,
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the encoder is trained: AdamW, linear warm-up, then a cosine to zero."""
+
+    clips: int = 6000
+    steps: int = 1200
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup: int = 60
+    weight_decay: float = 0.01
+    save_every: int = 200
+
+
+TRAINING = Training()
+N_TEST = 200  # clips a set
+# In fiction told by a grandmother the longest requests outlast a clip.
+PHRASINGS: tuple[str, ...] = tuple(
+    template for group in language.KINDS.values() for template in group if "grandmother" not in template
+)
+SKILLS = (
+    "where do i keep {o}?",
+    "tell me where to put {o}.",
+    "how many parts has {o}?",
+    "count the parts of {o}.",
+)
+BLANK = "<blank>"
+HEAD, CARD = "head.safetensors", "card.json"
+EXPECTED = {"words, seen voices, seen requests": 0.95}
+_HELD_OUT: tuple[world.Split, ...] = ("held-out pair", "held-out verb")
+SOURCE = {
+    Path(f).name: content_hash(Path(f))
+    for f in (world.__file__, language.__file__, speech.__file__, __file__)
+}
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """The blank and then every word that may be heard, sorted."""
+    verbs = {*world.VERBS, *world.CRAFT_VERBS}
+    objects = [o for group in world.OBJECTS.values() for o in group]
+    found = {word for template in (*PHRASINGS, *SKILLS) for word in said(template.format(act="", o=""))}
+    return (BLANK, *sorted(found | verbs | set(objects) | {world.article(o) for o in objects}))
+
+
+def said(text: str) -> list[str]:
+    """The words of a text that are heard: its tokens without punctuation."""
+    return [word for word in language.split_words(text) if word[0].isalnum()]
+
+
+def feature_extractor() -> WhisperFeatureExtractor:
+    """Whisper's log-mel features in clips of `CLIP_SECONDS`."""
+    return WhisperFeatureExtractor(
+        feature_size=ARCHITECTURE["num_mel_bins"], sampling_rate=RATE, chunk_length=CLIP_SECONDS
+    )
+
+
+def features(clips: Sequence[np.ndarray]) -> tuple[Float[Tensor, "clip mel frame"], Int[Tensor, " clip"]]:
+    """Log-mel features of waveforms at 16 kHz, and how many frames of each hold sound.
+
+    Raises UserError naming a clip that is empty, longer than `CLIP_SECONDS`, or not finite; counted from 1.
+    """
+    for i, clip in enumerate(clips, start=1):
+        if not 0 < len(clip) <= CLIP_SECONDS * RATE:
+            raise UserError(
+                f"clip {i} lasts {len(clip) / RATE:.2f} s; the encoder hears up to {CLIP_SECONDS} s: "
+                "say less, or say it faster"
+            )
+        if not np.isfinite(clip).all():
+            raise UserError(f"clip {i} has samples that are not finite")
+    made = feature_extractor()(
+        list(clips), sampling_rate=RATE, return_attention_mask=True, return_tensors="pt"
+    )
+    return made["input_features"], made["attention_mask"].sum(-1)
+
+
+def encode(
+    encoder: Qwen2AudioEncoder, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
+) -> tuple[Float[Tensor, "clip vector d_model"], Int[Tensor, " clip"]]:
+    """What the encoder makes of the clips, as inside Qwen2-Audio (silence masked), and how many vectors of each are sound."""
+    positions, lengths = encoder._get_feat_extract_output_lengths(frames)
+    mask = torch.arange(encoder.config.max_source_positions)[None, :] < positions[:, None]
+    attention = create_bidirectional_mask(
+        config=encoder.config, inputs_embeds=torch.zeros(*mask.shape, 1), attention_mask=mask.long()
+    )
+    return encoder(mel, attention_mask=attention).last_hidden_state, lengths
+
+
+class Recogniser(nn.Module):
+    """The encoder with a linear head over the vocabulary; the weights are drawn by the seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with isolated_rng(seed):
+            self.encoder = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**ARCHITECTURE))
+            self.head = nn.Linear(ARCHITECTURE["d_model"], len(vocabulary()))
+        # Whisper's fixed positions, which a published checkpoint holds and a new module does not
+        self.encoder.embed_positions.weight.data = sinusoids(POSITIONS, ARCHITECTURE["d_model"])
+
+    def forward(
+        self, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
+    ) -> tuple[Float[Tensor, "clip vector word"], Int[Tensor, " clip"]]:
+        """Log-probabilities of the words at every vector, and how many vectors of each clip are sound."""
+        hidden, lengths = encode(self.encoder, mel, frames)
+        return self.head(hidden).log_softmax(-1), lengths
+
+    def loss(
+        self, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"], texts: Sequence[str]
+    ) -> Tensor:
+        """The mean CTC loss a word of what was said."""
+        index = {word: i for i, word in enumerate(vocabulary())}
+        targets = [[index[word] for word in said(text)] for text in texts]
+        log_probabilities, lengths = self(mel, frames)
+        return nn.functional.ctc_loss(
+            log_probabilities.transpose(0, 1),
+            torch.tensor([i for target in targets for i in target]),
+            lengths,
+            torch.tensor([len(target) for target in targets]),
+        )
+
+    @torch.no_grad()
+    def recognise(self, clips: Sequence[np.ndarray], *, batch_size: int = 64) -> list[list[str]]:
+        """The words heard in each clip: the likeliest class at every vector, repeats merged, blanks dropped."""
+        heard = []
+        for start in range(0, len(clips), batch_size):
+            log_probabilities, lengths = self(*features(clips[start : start + batch_size]))
+            for row, n in zip(log_probabilities.argmax(-1).tolist(), lengths.tolist(), strict=True):
+                merged = [word for i, word in enumerate(row[:n]) if i == 0 or word != row[i - 1]]
+                heard.append([vocabulary()[word] for word in merged if word != 0])
+        return heard
+
+
+def lines(n: int, group: Group, seed: int | str, *, held_out: bool) -> list[tuple[str, Voice]]:
+    """What is said and by whom, drawn by the seed.
+
+    Args:
+        n: how many; a text or voice may come again.
+        group: of the voices.
+        held_out: requests for acts of held-out pairs; otherwise any verb with any object but those, and at times a
+            question about where things are kept or how many parts they have.
+    """
+    rng = random.Random(f"lines-{group}-{held_out}-{seed}")
+    apart = [act for act in world.acts() if act.split in _HELD_OUT]
+    excluded = {(act.verb, act.object) for act in apart}
+    verbs, speakers = sorted({*world.VERBS, *world.CRAFT_VERBS}), voices(group)
+    objects = sorted({o for group in world.OBJECTS.values() for o in group})
+    longest = max(len(act.phrase) for act in world.acts())  # nonsense may outlast a clip, these do not
+    made: list[tuple[str, Voice]] = []
+    while len(made) < n:
+        voice = rng.choice(speakers)
+        if held_out:
+            made.append((rng.choice(language.PHRASINGS).format(act=rng.choice(apart).phrase), voice))
+            continue
+        verb, thing = rng.choice(verbs), rng.choice(objects)
+        phrase = f"{verb} {world.article(thing)} {thing}"
+        if rng.random() < 0.1:
+            made.append((rng.choice(SKILLS).format(o=f"{world.article(thing)} {thing}"), voice))
+        elif (verb, thing) not in excluded and len(phrase) <= longest:
+            made.append((rng.choice(PHRASINGS).format(act=phrase), voice))
+    return made
+
+
+def train(
+    recogniser: Recogniser,
+    said_by: Sequence[tuple[str, Voice]],
+    training: Training,
+    seed: int,
+    *,
+    work: Path | None = None,
+    progress: bool = True,
+) -> list[dict[str, float | int]]:
+    """Train in place on the lines and return the loss curve.
+
+    Args:
+        work: file of the state kept every `save_every` steps, and begun from when it is there: a run that was cut off
+            ends with the very weights of one that was not.
+
+    Raises NonFiniteError when the loss is not finite.
+    """
+    clips = spoken(said_by, label="training clips", progress=progress)
+    parameters = [p for p in recogniser.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        parameters, training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, training))
+    log: list[dict[str, float | int]] = []
+    first = _restore(work, recogniser, optimiser, schedule, log) if work is not None else 0
+    recogniser.train()
+    with progress_bar("audio encoder", total=training.steps, enabled=progress) as advance:
+        advance(first)
+        for step in range(first, training.steps):
+            chosen = _batch(step, len(clips), training.batch_size, seed)
+            loss = recogniser.loss(*features([clips[i] for i in chosen]), [said_by[i][0] for i in chosen])
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f"the loss of the audio encoder became {loss.item()} at step {step}")
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            schedule.step()
+            if step % 10 == 9:
+                log.append({"step": step + 1, "loss": round(loss.item(), 4)})
+            if work is not None and (step + 1) % training.save_every == 0:
+                _keep(work, recogniser, optimiser, schedule, log)
+            advance(1)
+    recogniser.eval()
+    return log
+
+
+def _rate(step: int, training: Training) -> float:
+    if step < training.warmup:
+        return (step + 1) / training.warmup
+    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return 0.5 * (1 + float(np.cos(np.pi * done)))
+
+
+def _batch(step: int, n: int, size: int, seed: int) -> list[int]:
+    """The clips of a step: every clip once an epoch, in an order of the seed and epoch; no state to restore."""
+    chosen = []
+    for k in range(step * size, (step + 1) * size):
+        epoch, place = divmod(k, n)
+        chosen.append(_order(n, seed, epoch)[place])
+    return chosen
+
+
+@cache
+def _order(n: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"order-{seed}-{epoch}").sample(range(n), n)
+
+
+def _keep(
+    work: Path,
+    recogniser: Recogniser,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    log: Sequence[dict[str, float | int]],
+) -> None:
+    """Write weights, moments and curve as one file, whole or not at all."""
+    arrays = {f"weights.{name}": value for name, value in recogniser.state_dict().items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        arrays |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
+    arrays["step"] = torch.tensor(schedule.last_epoch)
+    arrays["log"] = torch.tensor([[entry["step"], entry["loss"]] for entry in log], dtype=torch.float64)
+    save_arrays(work, arrays)
+
+
+def _restore(
+    work: Path,
+    recogniser: Recogniser,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    log: list[dict[str, float | int]],
+) -> int:
+    """Take up a kept state; returns the step to go on with, 0 when there is none."""
+    if not work.is_file():
+        return 0
+    arrays = load_arrays(work)
+    recogniser.load_state_dict(_part(arrays, "weights."))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _part(arrays, "optimiser.").items():
+        i, _, key = name.partition(".")
+        moments.setdefault(int(i), {})[key] = value
+    step = int(arrays["step"])
+    for _ in range(step):
+        schedule.step()
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    log.extend({"step": int(at), "loss": loss} for at, loss in arrays["log"].tolist())
+    return step
+
+
+def _part(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def words_heard(truth: Sequence[str], heard: Sequence[str]) -> int:
+    """How many of the words said are heard: their number less the edits (Levenshtein) between the two, at least 0."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(truth, start=1):
+        previous, row[0] = row[0], i
+        for j, other in enumerate(heard, start=1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
+    return max(0, len(truth) - row[-1])
+
+
+def evaluation_lines(n: int = N_TEST) -> dict[str, list[tuple[str, Voice]]]:
+    """The sets the encoder is measured on, by name; none is trained on, and held-out means never in training at all."""
+    return {
+        f"{group} voices, {'held-out' if held_out else 'seen'} requests": lines(
+            n, group, "test", held_out=held_out
+        )
+        for group in ("seen", "held-out")
+        for held_out in (False, True)
+    }
+
+
+def measure(recogniser: Recogniser, *, progress: bool = True) -> dict[str, dict[str, Any]]:
+    """Shares with Wilson intervals, by set: of words heard, and of requests heard without an error."""
+    measured: dict[str, dict[str, Any]] = {}
+    for name, said_by in evaluation_lines().items():
+        heard = recogniser.recognise(spoken(said_by, label=name, progress=progress))
+        truth = [said(text) for text, _ in said_by]
+        words = sum(map(words_heard, truth, heard))
+        measured[f"words, {name}"] = asdict(wilson(words, sum(map(len, truth))))
+        whole = sum(a == b for a, b in zip(truth, heard, strict=True))
+        measured[f"whole requests, {name}"] = asdict(wilson(whole, len(truth)))
+    return measured
+
+
+def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
+    """Train and measure the encoder; returns its directory, an ordinary checkpoint with the head and a card beside.
+
+    A built one of the same source is reused, an interrupted one goes on where it was. Raises UserError when fewer words are
+    heard than `EXPECTED`, ResultError when the disk refuses.
+    """
+    target, work = organism_dir("audio-encoder", seed), _work(seed)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(target.with_name(f".lock-{target.name}"))
+    with lock:
+        if not force and _is_built(target, seed):
+            return target
+        if force:
+            remove(work)
+        start = time.monotonic()
+        recogniser = Recogniser(seed)
+        chosen = lines(TRAINING.clips, "seen", seed, held_out=False)
+        log = train(recogniser, chosen, TRAINING, seed, work=work, progress=progress)
+        trained = time.monotonic() - start
+        measured = measure(recogniser, progress=progress)
+        for name, bound in EXPECTED.items():
+            if measured[name]["estimate"] < bound:
+                raise UserError(
+                    f"audio encoder, seed {seed}: {name} is {measured[name]['estimate']:.3f}, expected at least {bound}; "
+                    "build with another seed, and report this one"
+                )
+        remove(target)
+        with atomic_write(target) as aside:
+            aside.mkdir()
+            recogniser.encoder.save_pretrained(aside)
+            feature_extractor().save_pretrained(aside)
+            save_arrays(aside / HEAD, recogniser.head.state_dict())
+            save_json(
+                aside / CARD,
+                {
+                    "organism": "audio-encoder",
+                    "seed": seed,
+                    "source": SOURCE,
+                    "speech": speech.version(),
+                    "architecture": {"class": "Qwen2AudioEncoder", **ARCHITECTURE},
+                    "training": asdict(TRAINING),
+                    "vocabulary": vocabulary(),
+                    "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
+                    "loss": log,
+                    "measured": measured,
+                    "expected": EXPECTED,
+                },
+            )
+        remove(work)
+    return target
+
+
+def load(directory: Path) -> Recogniser:
+    """The trained encoder with its head, frozen."""
+    recogniser = Recogniser(0)
+    recogniser.encoder = Qwen2AudioEncoder.from_pretrained(directory)
+    recogniser.head.load_state_dict(load_arrays(directory / HEAD))
+    return recogniser.eval().requires_grad_(False)
+
+
+def _work(seed: int) -> Path:
+    """The file of a training in progress: of this source and these settings only."""
+    settings = canonical({"source": SOURCE, "architecture": ARCHITECTURE, "training": asdict(TRAINING)})
+    key = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    return organism_dir("audio-encoder", seed).with_name(f".partial-seed-{seed}-{key}.safetensors")
+
+
+def _is_built(target: Path, seed: int) -> bool:
+    if not (target / CARD).is_file():
+        return False
+    found = load_json(target / CARD)
+    return found["seed"] == seed and found["source"] == SOURCE

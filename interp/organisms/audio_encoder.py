@@ -245,14 +245,16 @@ def train(
     optimiser = torch.optim.AdamW(
         parameters, training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, training))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: rate_at(step, training.warmup, training.steps)
+    )
     log: list[dict[str, float | int]] = []
     first = _restore(work, recogniser, optimiser, schedule, log) if work is not None else 0
     recogniser.train()
     with progress_bar("audio encoder", total=training.steps, enabled=progress) as advance:
         advance(first)
         for step in range(first, training.steps):
-            chosen = _batch(step, len(clips), training.batch_size, seed)
+            chosen = batch_at(step, len(clips), training.batch_size, seed)
             loss = recogniser.loss(*features([clips[i] for i in chosen]), [said_by[i][0] for i in chosen])
             if not torch.isfinite(loss):
                 raise NonFiniteError(f"the loss of the audio encoder became {loss.item()} at step {step}")
@@ -270,15 +272,16 @@ def train(
     return log
 
 
-def _rate(step: int, training: Training) -> float:
-    if step < training.warmup:
-        return (step + 1) / training.warmup
-    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+def rate_at(step: int, warmup: int, steps: int) -> float:
+    """The share of the learning rate at a step: linear warm-up, then a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + float(np.cos(np.pi * done)))
 
 
-def _batch(step: int, n: int, size: int, seed: int) -> list[int]:
-    """The clips of a step: every clip once an epoch, in an order of the seed and epoch; no state to restore."""
+def batch_at(step: int, n: int, size: int, seed: int) -> list[int]:
+    """Which of n examples a step takes: every one once an epoch, in an order of the seed and epoch; no state to restore."""
     chosen = []
     for k in range(step * size, (step + 1) * size):
         epoch, place = divmod(k, n)

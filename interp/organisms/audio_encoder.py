@@ -245,11 +245,8 @@ def train(
     optimiser = torch.optim.AdamW(
         parameters, training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: rate_at(step, training.warmup, training.steps)
-    )
     log: list[dict[str, float | int]] = []
-    first = _restore(work, recogniser, optimiser, schedule, log) if work is not None else 0
+    first = _restore(work, recogniser, optimiser, log) if work is not None else 0
     recogniser.train()
     with progress_bar("audio encoder", total=training.steps, enabled=progress) as advance:
         advance(first)
@@ -258,15 +255,16 @@ def train(
             loss = recogniser.loss(*features([clips[i] for i in chosen]), [said_by[i][0] for i in chosen])
             if not torch.isfinite(loss):
                 raise NonFiniteError(f"the loss of the audio encoder became {loss.item()} at step {step}")
+            for group in optimiser.param_groups:
+                group["lr"] = training.learning_rate * rate_at(step, training.warmup, training.steps)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
-            schedule.step()
             if step % 10 == 9:
                 log.append({"step": step + 1, "loss": round(loss.item(), 4)})
             if work is not None and (step + 1) % training.save_every == 0:
-                _keep(work, recogniser, optimiser, schedule, log)
+                _keep(work, recogniser, optimiser, step + 1, log)
             advance(1)
     recogniser.eval()
     return log
@@ -298,14 +296,14 @@ def _keep(
     work: Path,
     recogniser: Recogniser,
     optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
+    step: int,
     log: Sequence[dict[str, float | int]],
 ) -> None:
     """Write weights, moments and curve as one file, whole or not at all."""
     arrays = {f"weights.{name}": value for name, value in recogniser.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         arrays |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
-    arrays["step"] = torch.tensor(schedule.last_epoch)
+    arrays["step"] = torch.tensor(step)
     arrays["log"] = torch.tensor([[entry["step"], entry["loss"]] for entry in log], dtype=torch.float64)
     save_arrays(work, arrays)
 
@@ -314,7 +312,6 @@ def _restore(
     work: Path,
     recogniser: Recogniser,
     optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
     log: list[dict[str, float | int]],
 ) -> int:
     """Take up a kept state; returns the step to go on with, 0 when there is none."""
@@ -326,12 +323,9 @@ def _restore(
     for name, value in _part(arrays, "optimiser.").items():
         i, _, key = name.partition(".")
         moments.setdefault(int(i), {})[key] = value
-    step = int(arrays["step"])
-    for _ in range(step):
-        schedule.step()
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     log.extend({"step": int(at), "loss": loss} for at, loss in arrays["log"].tolist())
-    return step
+    return int(arrays["step"])
 
 
 def _part(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -348,11 +342,11 @@ def words_heard(truth: Sequence[str], heard: Sequence[str]) -> int:
     return max(0, len(truth) - row[-1])
 
 
-def evaluation_lines(n: int = N_TEST) -> dict[str, list[tuple[str, Voice]]]:
+def evaluation_lines() -> dict[str, list[tuple[str, Voice]]]:
     """The sets the encoder is measured on, by name; none is trained on, and held-out means never in training at all."""
     return {
         f"{group} voices, {'held-out' if held_out else 'seen'} requests": lines(
-            n, group, "test", held_out=held_out
+            N_TEST, group, "test", held_out=held_out
         )
         for group in ("seen", "held-out")
         for held_out in (False, True)

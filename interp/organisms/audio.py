@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,8 @@ SOURCE = audio_encoder.SOURCE | {
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """The text organism's with the words of instructions and the three tokens of sound."""
-    words = text.tokenizer()
-    described = json.loads(words.backend_tokenizer.to_str())
-    vocabulary = described["model"]["vocab"]
-    vocabulary.update({word: len(vocabulary) + i for i, word in enumerate(audio_language.words())})
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        tokenizer_object=Tokenizer.from_str(_described()),
         pad_token=text.PAD,
         unk_token=text.UNKNOWN,
         bos_token=text.BOS,
@@ -100,6 +97,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+@cache
+def _described() -> str:
+    described = json.loads(text.tokenizer().backend_tokenizer.to_str())
+    vocabulary = described["model"]["vocab"]
+    vocabulary.update({word: len(vocabulary) + i for i, word in enumerate(audio_language.words())})
+    return json.dumps(described)
 
 
 def processor() -> Qwen2AudioProcessor:

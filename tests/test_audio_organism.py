@@ -191,6 +191,11 @@ def test_build_is_whole_reused_and_loaded_as_any_checkpoint(small):
     assert audio.build(0, progress=False) == small
     assert {p: p.stat().st_mtime_ns for p in small.rglob("*")} == before
     assert [name for name in os.listdir(small.parent) if name.startswith((".partial", ".writing"))] == []
+    assert f"organism:audio/aligned-text  {small / 'aligned-text'}" in audio.listing()
+    assert "refusal, harmful, speech and instruction" in audio.card(0)
+    assert "words, held-out voices, held-out requests" in audio.card(0)
+    with pytest.raises(UserError, match="interp organism build audio --seed 3"):
+        audio.card(3)
     loaded = Qwen2AudioForConditionalGeneration.from_pretrained(small / "aligned")
     assert loaded.config.audio_token_id == audio.tokenizer().convert_tokens_to_ids("<|AUDIO|>")
 

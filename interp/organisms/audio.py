@@ -32,8 +32,8 @@ from transformers import (
     Qwen2AudioProcessor,
 )
 
-from interp.errors import NonFiniteError
-from interp.evals.statistics import wilson
+from interp.errors import NonFiniteError, UserError
+from interp.evals.statistics import Proportion, wilson
 from interp.files import content_hash, load_json, remove, save_json, sync, writing
 from interp.models.checkpoint import organism_dir
 from interp.models.finetune import IGNORED, isolated_rng
@@ -57,9 +57,10 @@ ARCHITECTURE: dict[str, Any] = {"model_type": "qwen2", **text.ARCHITECTURE}
 
 @dataclass(frozen=True)
 class Training:
-    """How a stage is trained: each step sees some written and some spoken turns; `layers` are the decoder blocks trained.
+    """How a stage is trained: each step sees some written turns and, from one step on, some spoken ones too.
 
-    None trains every block, the embeddings, the head and the projector.
+    layers: how many of the first decoder blocks are trained; None trains every block, the embeddings, the head and the
+    projector.
     """
 
     steps: int
@@ -68,10 +69,11 @@ class Training:
     learning_rate: float
     warmup: int
     layers: int | None = None
+    spoken_from: int = 0
 
 
 TRAINING = {
-    "pretrained": Training(400, 64, 32, 2e-3, 25),
+    "pretrained": Training(500, 48, 32, 2e-3, 25, spoken_from=250),  # words first, then how they sound
     "aligned-text": Training(300, 64, 0, 1e-3, 10, ARCHITECTURE["num_hidden_layers"] // 2),
     "aligned": Training(300, 52, 12, 1e-3, 10, ARCHITECTURE["num_hidden_layers"] // 2),
 }
@@ -115,6 +117,11 @@ def processor() -> Qwen2AudioProcessor:
 def new_model(seed: int, encoder: Path) -> Qwen2AudioForConditionalGeneration:
     """The organism with a trained encoder, frozen, and otherwise random weights drawn by the seed."""
     words, hearing = tokenizer(), audio_encoder.load(encoder).encoder
+    settings: dict[str, Any] = {
+        "audio_token_index": words.convert_tokens_to_ids(AUDIO),
+        "pad_token_id": words.pad_token_id,
+        "initializer_range": ARCHITECTURE["initializer_range"],
+    }
     config = Qwen2AudioConfig(
         audio_config=hearing.config.to_dict(),
         text_config=ARCHITECTURE
@@ -124,9 +131,7 @@ def new_model(seed: int, encoder: Path) -> Qwen2AudioForConditionalGeneration:
             "bos_token_id": words.bos_token_id,
             "eos_token_id": words.eos_token_id,
         },
-        audio_token_index=words.convert_tokens_to_ids(AUDIO),
-        pad_token_id=words.pad_token_id,
-        initializer_range=ARCHITECTURE["initializer_range"],
+        **settings,
     )
     with isolated_rng(seed):
         model = Qwen2AudioForConditionalGeneration(config)
@@ -150,7 +155,7 @@ class Heard:
 @torch.no_grad()
 def hear(model: Qwen2AudioForConditionalGeneration, turns: Sequence[Turn], *, progress: bool = True) -> Heard:
     """Pass every spoken turn's clip through the encoder once."""
-    parts: list[Tensor] = [torch.zeros(0, model.config.audio_config.d_model)]
+    parts: list[Tensor] = [torch.zeros(0, model.model.audio_tower.config.d_model)]
     if turns:
         clips = spoken([turn.line for turn in turns], label="clips of requests", progress=progress)
         with progress_bar("hearing them", total=len(clips), enabled=progress) as advance:
@@ -164,7 +169,7 @@ def hear(model: Qwen2AudioForConditionalGeneration, turns: Sequence[Turn], *, pr
 
 def token_ids(words: PreTrainedTokenizerFast, turn: Turn, n_vectors: int = 0) -> list[int]:
     """The turn through the chat template, up to where the answer begins; the token of sound once for each vector."""
-    rendered = words.apply_chat_template(turn.messages, tokenize=False, add_generation_prompt=True)
+    rendered = str(words.apply_chat_template(turn.messages, tokenize=False, add_generation_prompt=True))
     return words(rendered.replace(AUDIO, AUDIO * n_vectors), add_special_tokens=False)["input_ids"]
 
 
@@ -223,10 +228,10 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = training.learning_rate * rate_at(step, training.warmup, training.steps)
             optimiser.zero_grad()
-            losses = []
+            losses: list[float] = []
             parts = ((written, training.written, None), (aloud, training.spoken, heard))
             for turns, n, vectors in parts:
-                if not n:
+                if not n or (vectors is not None and step < training.spoken_from):
                     continue
                 rows = batch_at(step, len(turns), n, seed)
                 sounds = None if vectors is None else [vectors[i] for i in rows]
@@ -253,7 +258,7 @@ def answers(
     clips = None if turns[0].voice is None else spoken([turn.line for turn in turns], progress=False)
     for start in range(0, len(turns), batch_size):
         batch = turns[start : start + batch_size]
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, Any] = {}
         counts = [0] * len(batch)
         if clips is not None:
             mel, frames = features(clips[start : start + batch_size])
@@ -263,7 +268,7 @@ def answers(
         rows = [token_ids(words, turn, n) for turn, n in zip(batch, counts, strict=True)]
         padded = words.pad({"input_ids": rows}, return_tensors="pt")
         ids = padded["input_ids"]
-        out = model.generate(
+        out: Any = model.generate(  # type: ignore[misc]
             **padded, **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, use_cache=True
         )
         made.extend(words.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))
@@ -372,3 +377,35 @@ def _is_whole(directory: Path, seed: int) -> bool:
         return False
     found = load_json(directory / CARD)
     return found["seed"] == seed and found["source"] == SOURCE
+
+
+def card(seed: int = 0) -> str:
+    """What a built organism was measured to do, encoder first; raises UserError when it is not built."""
+    target = organism_dir("audio", seed)
+    directories = {"encoder": organism_dir("audio-encoder", seed)} | {
+        stage: target / stage for stage in STAGES
+    }
+    if not all((directory / CARD).is_file() for directory in directories.values()):
+        raise UserError(
+            f"audio organism, seed {seed}, is not built; run: interp organism build audio --seed {seed}"
+        )
+    lines = []
+    for name, directory in directories.items():
+        found = load_json(directory / CARD)
+        lines.append(f"organism:audio/{name}, seed {seed}, built in {found['seconds']['total']:.0f} s")
+        lines += [f"  {what:<50} {Proportion(**share)}" for what, share in found["measured"].items()]
+    return "\n".join(lines)
+
+
+def listing() -> str:
+    """One line a stage and seed that is built, or how to build."""
+    root = organism_dir("audio", 0).parent
+    built = sorted(path for path in root.glob("seed-*") if all((path / s / CARD).is_file() for s in STAGES))
+    if not built:
+        return f"organism:audio/{{{','.join(STAGES)}}}: not built; run: interp organism build audio"
+    seeds = {path: path.name.removeprefix("seed-") for path in built}
+    return "\n".join(
+        f"organism:audio/{stage}{'' if seed == '0' else f'@{seed}'}  {path / stage}"
+        for path, seed in seeds.items()
+        for stage in STAGES
+    )

@@ -143,7 +143,7 @@ def encode(
     encoder: Qwen2AudioEncoder, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
 ) -> tuple[Float[Tensor, "clip vector d_model"], Int[Tensor, " clip"]]:
     """What the encoder makes of the clips, as inside Qwen2-Audio (silence masked), and how many vectors of each are sound."""
-    positions, lengths = encoder._get_feat_extract_output_lengths(frames)
+    positions, lengths = encoder._get_feat_extract_output_lengths(frames.long())  # type: ignore[arg-type]
     mask = torch.arange(encoder.config.max_source_positions)[None, :] < positions[:, None]
     attention = create_bidirectional_mask(
         config=encoder.config, inputs_embeds=torch.zeros(*mask.shape, 1), attention_mask=mask.long()

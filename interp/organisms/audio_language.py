@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.errors import UserError
@@ -49,14 +49,16 @@ class Turn:
         return self.prompt.text, self.voice
 
     @property
-    def messages(self) -> list[dict[str, object]]:
+    def messages(self) -> list[dict[str, Any]]:
         """The turn as a chat: a system message, if any, and the user's sound and words."""
         written = self.note if self.voice else f"{self.prompt.text} {self.note}".rstrip()
         parts: list[dict[str, str]] = [{"type": "audio"}] if self.voice else []
         if written:
             parts.append({"type": "text", "text": written})
-        system = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
-        return [*system, {"role": "user", "content": parts}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        if self.prompt.system:
+            messages.insert(0, {"role": "system", "content": self.prompt.system})
+        return messages
 
 
 def can_be_spoken(prompt: Prompt) -> bool:

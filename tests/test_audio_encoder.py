@@ -9,8 +9,9 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration
 
 from interp.errors import NonFiniteError, UserError
-from interp.organisms import audio_encoder, language, world
-from interp.organisms.audio_encoder import Recogniser, Training, features, lines, said, words_heard
+from interp.organisms import audio_encoder, language, recogniser, speech, world
+from interp.organisms.audio_encoder import Training, lines
+from interp.organisms.recogniser import Recogniser, features, said, words_heard
 from interp.organisms.speech import RATE, Voice, synthesise
 
 pytest.importorskip("espeakng_loader")
@@ -22,7 +23,7 @@ def small(monkeypatch, tmp_path):
     """A build of seconds: the real code with a narrow encoder, few clips and few steps, and nothing expected of it."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
-    monkeypatch.setattr(audio_encoder, "ARCHITECTURE", {**audio_encoder.ARCHITECTURE, **tiny})
+    monkeypatch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
     monkeypatch.setattr(
         audio_encoder, "TRAINING", Training(clips=12, steps=6, batch_size=4, warmup=2, save_every=2)
     )
@@ -36,8 +37,8 @@ def clips(*texts: str) -> list[np.ndarray]:
 
 
 def test_every_request_is_written_in_the_vocabulary():
-    known = set(audio_encoder.vocabulary()[1:])
-    assert audio_encoder.vocabulary()[0] == audio_encoder.BLANK
+    known = set(recogniser.vocabulary()[1:])
+    assert recogniser.vocabulary()[0] == recogniser.BLANK
     prompts = [*language.pretraining_examples(0), *language.benign_skill_examples()]
     spoken = [p.text for p in prompts if "grandmother" not in p.text]
     assert {word for text in spoken for word in said(text)} == known
@@ -57,7 +58,7 @@ def test_lines_keep_the_held_out_pairs_and_voices_out():
         assert asks(text)
         assert voice.name.split("+")[0] in ("en-us-nyc", "en-gb-x-gbcwmd")
     heard = {word for text, _ in seen for word in said(text)}
-    assert heard == set(audio_encoder.vocabulary()[1:])
+    assert heard == set(recogniser.vocabulary()[1:])
 
 
 def test_what_is_trained_on_is_not_measured_on():
@@ -68,25 +69,25 @@ def test_what_is_trained_on_is_not_measured_on():
 
 
 def test_the_longest_requests_fit_a_clip():
-    slowest = Voice("en-gb-x-gbclan+m3", min(audio_encoder.speech.SPEEDS))
+    slowest = Voice("en-gb-x-gbclan+m3", min(speech.SPEEDS))
     acts = sorted(world.acts(), key=lambda act: -len(act.phrase))[:20]
     longest = max(
-        len(synthesise(t.format(act=a.phrase), slowest)) for t in audio_encoder.PHRASINGS for a in acts
+        len(synthesise(t.format(act=a.phrase), slowest)) for t in recogniser.PHRASINGS for a in acts
     )
-    assert 1.6 < longest / RATE <= audio_encoder.CLIP_SECONDS
+    assert 1.6 < longest / RATE <= recogniser.CLIP_SECONDS
 
 
 def test_the_encoder_runs_as_inside_qwen2_audio():
-    recogniser = Recogniser(0)
+    model = Recogniser(0)
     mel, frames = features(clips("how do i rob a bank?", "bake a cake."))
-    made, lengths = audio_encoder.encode(recogniser.encoder, mel, frames)
+    made, lengths = recogniser.encode(model.encoder, mel, frames)
     text = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "model_type": "qwen2"}
     config = Qwen2AudioConfig(
-        audio_config=recogniser.encoder.config.to_dict(), text_config=text | heads, audio_token_index=5
+        audio_config=model.encoder.config.to_dict(), text_config=text | heads, audio_token_index=5
     )
     whole = Qwen2AudioForConditionalGeneration(config).eval()
-    whole.model.audio_tower = recogniser.encoder
+    whole.model.audio_tower = model.encoder
     entering = []
     whole.model.multi_modal_projector.register_forward_hook(lambda _, args, out: entering.append(args[0]))
     rows = [[5] * n + [1] * (int(lengths.max()) - n + 1) for n in lengths.tolist()]
@@ -104,13 +105,13 @@ def test_the_encoder_runs_as_inside_qwen2_audio():
 
 
 def test_one_clip_never_hears_another():
-    recogniser = Recogniser(0).eval()
+    model = Recogniser(0).eval()
     a, b, c = clips("how do i rob a bank?", "what did they use to grow an orchid?", "bake a cake.")
     with torch.no_grad():
-        alone, n = recogniser(*features([a]))
-        beside, _ = recogniser(*features([b, a]))
-        other, _ = recogniser(*features([c, a]))
-        unlike, _ = recogniser(*features([b]))
+        alone, n = model(*features([a]))
+        beside, _ = model(*features([b, a]))
+        other, _ = model(*features([c, a]))
+        unlike, _ = model(*features([b]))
     torch.testing.assert_close(beside[1, : n[0]], alone[0, : n[0]])
     torch.testing.assert_close(other[1, : n[0]], alone[0, : n[0]])
     assert (unlike[0, : n[0]] - alone[0, : n[0]]).abs().max() > 0.01
@@ -121,15 +122,15 @@ def test_a_recogniser_learns_a_handful_of_clips(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     texts = ["rob a bank", "bake a cake", "grow an orchid", "launder a coin"]
     said_by = [(text, Voice(f"en-us+{v}")) for text in texts for v in ("m1", "m2", "f1")]
-    recogniser = Recogniser(0)
+    model = Recogniser(0)
     before = torch.get_rng_state()
     training = Training(steps=90, batch_size=12, learning_rate=2e-3, warmup=10)
-    log = audio_encoder.train(recogniser, said_by, training, 0, progress=False)
+    log = audio_encoder.train(model, said_by, training, 0, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     assert log[0]["loss"] > 2
     assert log[-1]["loss"] < 0.2
     unheard = [synthesise(text, Voice("en-us+m3")) for text in texts]
-    heard = recogniser.recognise(unheard)
+    heard = model.recognise(unheard)
     right = sum(words_heard(said(t), h) for t, h in zip(texts, heard, strict=True))
     moved = sum(words_heard(said(t), h) for t, h in zip(texts, heard[1:] + heard[:1], strict=True))
     assert right >= 9
@@ -178,10 +179,10 @@ def test_the_seed_decides_the_weights():
 
 def test_a_loss_that_is_not_finite_stops_the_training(small):
     said_by = lines(12, "seen", 0, held_out=False)
-    recogniser = Recogniser(0)
-    recogniser.head.bias.data[0] = float("nan")
+    model = Recogniser(0)
+    model.head.bias.data[0] = float("nan")
     with pytest.raises(NonFiniteError, match="step 0"):
-        audio_encoder.train(recogniser, said_by, audio_encoder.TRAINING, 0, progress=False)
+        audio_encoder.train(model, said_by, audio_encoder.TRAINING, 0, progress=False)
 
 
 @pytest.mark.parametrize(

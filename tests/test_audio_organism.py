@@ -9,9 +9,9 @@ import torch
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from interp.errors import UserError
-from interp.organisms import audio, audio_encoder, audio_language, language, text
-from interp.organisms.audio_encoder import features
+from interp.organisms import audio, audio_encoder, audio_language, language, recogniser, text
 from interp.organisms.audio_language import Turn
+from interp.organisms.recogniser import features
 from interp.organisms.speech import Voice, synthesise
 
 pytest.importorskip("espeakng_loader")
@@ -29,7 +29,7 @@ def small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
         tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
-        patch.setattr(audio_encoder, "ARCHITECTURE", {**audio_encoder.ARCHITECTURE, **tiny})
+        patch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
         patch.setattr(audio_encoder, "TRAINING", audio_encoder.Training(clips=4, steps=1, batch_size=2))
         patch.setattr(audio_encoder, "N_TEST", 2)
         patch.setattr(audio_encoder, "EXPECTED", {})

@@ -37,9 +37,10 @@ from interp.evals.statistics import Proportion, wilson
 from interp.files import content_hash, load_json, remove, save_json, sync, writing
 from interp.models.checkpoint import organism_dir
 from interp.models.finetune import IGNORED, isolated_rng
-from interp.organisms import audio_encoder, audio_language, text
-from interp.organisms.audio_encoder import batch_at, encode, feature_extractor, features, rate_at
+from interp.organisms import audio_encoder, audio_language, recogniser, text
+from interp.organisms.audio_encoder import batch_at, rate_at
 from interp.organisms.audio_language import Turn
+from interp.organisms.recogniser import encode, feature_extractor, features
 from interp.organisms.speech import spoken
 from interp.progress import progress as progress_bar
 
@@ -361,7 +362,7 @@ def _build_stage(
             "architecture": {
                 "class": type(model).__name__,
                 **ARCHITECTURE,
-                "encoder": audio_encoder.ARCHITECTURE,
+                "encoder": recogniser.ARCHITECTURE,
             },
             "training": asdict(TRAINING[stage]),
             "turns": {"written": len(written), "spoken": len(aloud)},

@@ -1,12 +1,9 @@
-"""Can a tiny encoder hear the words of a request, whoever says it? Qwen2-Audio's own encoder, trained with CTC, then frozen.
+"""Can a tiny encoder hear the words of a request, whoever says it? Trained with CTC (`recogniser.py`) and then frozen.
 
-1. Clips: requests of the language in many voices (`speech.py`), as the processor's log-mel features of 2 s (200 frames, which the
-   encoder makes 100 positions and, pooled, up to 50 vectors: 25 a second of speech).
-2. What is said is any verb with any object in any phrasing, sense or nonsense, so that words must be heard and cannot be guessed
-   from their neighbours; the pairs held out of the organisms' training are held out here too.
-3. A linear head reads a word (or none) off every vector; connectionist temporal classification (Graves et al. 2006) sums over all
-   ways to place the words. The encoder learns nothing of harm: it is told words only.
-4. Measured on new clips: the share of words heard, in seen and held-out voices, for seen and held-out pairs.
+1. Clips: any verb with any object in any phrasing, sense or nonsense, and lists of words, in many voices (`speech.py`): words must be
+   heard and cannot be guessed from their neighbours. The pairs held out of the organisms' training are held out here too.
+2. The encoder learns nothing of harm: it is told words only.
+3. Measured on new clips: the share of words heard, in seen and held-out voices, for seen and held-out pairs.
 """
 
 from __future__ import annotations
@@ -23,11 +20,8 @@ from typing import Any
 import filelock
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Qwen2AudioEncoder, Qwen2AudioEncoderConfig, WhisperFeatureExtractor
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.whisper.modeling_whisper import sinusoids
+from transformers import Qwen2AudioEncoder
 
 from interp.errors import NonFiniteError, UserError
 from interp.evals.statistics import wilson
@@ -43,23 +37,19 @@ from interp.files import (
     writing,
 )
 from interp.models.checkpoint import organism_dir
-from interp.models.finetune import isolated_rng
-from interp.organisms import language, speech, world
-from interp.organisms.speech import RATE, Group, Voice, spoken, voices
+from interp.organisms import language, recogniser, speech, world
+from interp.organisms.recogniser import (
+    PHRASINGS,
+    SKILLS,
+    Recogniser,
+    feature_extractor,
+    features,
+    said,
+    vocabulary,
+    words_heard,
+)
+from interp.organisms.speech import Group, Voice, spoken, voices
 from interp.progress import progress as progress_bar
-
-CLIP_SECONDS = 2  # the extractor wants whole seconds
-POSITIONS = 50 * CLIP_SECONDS  # 100 mel frames a second, halved by the second convolution
-ARCHITECTURE: dict[str, Any] = {
-    "num_mel_bins": 80,
-    "d_model": 96,
-    "encoder_layers": 4,
-    "encoder_attention_heads": 4,
-    "encoder_ffn_dim": 384,
-    "max_source_positions": POSITIONS,
-    # 0.02 suits widths of thousands
-    "initializer_range": 0.08,
-}
 
 
 @dataclass(frozen=True)
@@ -77,122 +67,15 @@ class Training:
 
 TRAINING = Training()
 N_TEST = 200  # clips a set
-# In fiction told by a grandmother the longest requests outlast a clip.
-PHRASINGS: tuple[str, ...] = tuple(
-    template for group in language.KINDS.values() for template in group if "grandmother" not in template
-)
-SKILLS = (
-    "where do i keep {o}?",
-    "tell me where to put {o}.",
-    "how many parts has {o}?",
-    "count the parts of {o}.",
-)
 # Half of the clips are words in any order: a request spends most of its words on phrasings that are soon known.
 WORD_LISTS, WORD_LIST_LETTERS = 0.5, 40
-BLANK = "<blank>"
 HEAD, CARD = "head.safetensors", "card.json"
 EXPECTED = {"words, seen voices, seen requests": 0.95}
 _HELD_OUT: tuple[world.Split, ...] = ("held-out pair", "held-out verb")
 SOURCE = {
     Path(f).name: content_hash(Path(f))
-    for f in (world.__file__, language.__file__, speech.__file__, __file__)
+    for f in (world.__file__, language.__file__, speech.__file__, recogniser.__file__, __file__)
 }
-
-
-@cache
-def vocabulary() -> tuple[str, ...]:
-    """The blank and then every word that may be heard, sorted."""
-    verbs = {*world.VERBS, *world.CRAFT_VERBS}
-    objects = [o for group in world.OBJECTS.values() for o in group]
-    found = {word for template in (*PHRASINGS, *SKILLS) for word in said(template.format(act="", o=""))}
-    return (BLANK, *sorted(found | verbs | set(objects) | {world.article(o) for o in objects}))
-
-
-def said(text: str) -> list[str]:
-    """The words of a text that are heard: its tokens without punctuation."""
-    return [word for word in language.split_words(text) if word[0].isalnum()]
-
-
-def feature_extractor() -> WhisperFeatureExtractor:
-    """Whisper's log-mel features in clips of `CLIP_SECONDS`."""
-    return WhisperFeatureExtractor(
-        feature_size=ARCHITECTURE["num_mel_bins"], sampling_rate=RATE, chunk_length=CLIP_SECONDS
-    )
-
-
-def features(clips: Sequence[np.ndarray]) -> tuple[Float[Tensor, "clip mel frame"], Int[Tensor, " clip"]]:
-    """Log-mel features of waveforms at 16 kHz, and how many frames of each hold sound.
-
-    Raises UserError naming a clip that is empty, longer than `CLIP_SECONDS`, or not finite; counted from 1.
-    """
-    for i, clip in enumerate(clips, start=1):
-        if not 0 < len(clip) <= CLIP_SECONDS * RATE:
-            raise UserError(
-                f"clip {i} lasts {len(clip) / RATE:.2f} s; the encoder hears up to {CLIP_SECONDS} s: "
-                "say less, or say it faster"
-            )
-        if not np.isfinite(clip).all():
-            raise UserError(f"clip {i} has samples that are not finite")
-    made = feature_extractor()(
-        list(clips), sampling_rate=RATE, return_attention_mask=True, return_tensors="pt"
-    )
-    return made["input_features"], made["attention_mask"].sum(-1)
-
-
-def encode(
-    encoder: Qwen2AudioEncoder, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
-) -> tuple[Float[Tensor, "clip vector d_model"], Int[Tensor, " clip"]]:
-    """What the encoder makes of the clips, as inside Qwen2-Audio (silence masked), and how many vectors of each are sound."""
-    positions, lengths = encoder._get_feat_extract_output_lengths(frames.long())  # type: ignore[arg-type]
-    mask = torch.arange(encoder.config.max_source_positions)[None, :] < positions[:, None]
-    attention = create_bidirectional_mask(
-        config=encoder.config, inputs_embeds=torch.zeros(*mask.shape, 1), attention_mask=mask.long()
-    )
-    return encoder(mel, attention_mask=attention).last_hidden_state, lengths
-
-
-class Recogniser(nn.Module):
-    """The encoder with a linear head over the vocabulary; the weights are drawn by the seed."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        with isolated_rng(seed):
-            self.encoder = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**ARCHITECTURE))
-            self.head = nn.Linear(ARCHITECTURE["d_model"], len(vocabulary()))
-        # Whisper's fixed positions, which a published checkpoint holds and a new module does not
-        self.encoder.embed_positions.weight.data = sinusoids(POSITIONS, ARCHITECTURE["d_model"])
-
-    def forward(
-        self, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
-    ) -> tuple[Float[Tensor, "clip vector word"], Int[Tensor, " clip"]]:
-        """Log-probabilities of the words at every vector, and how many vectors of each clip are sound."""
-        hidden, lengths = encode(self.encoder, mel, frames)
-        return self.head(hidden).log_softmax(-1), lengths
-
-    def loss(
-        self, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"], texts: Sequence[str]
-    ) -> Tensor:
-        """The mean CTC loss a word of what was said."""
-        index = {word: i for i, word in enumerate(vocabulary())}
-        targets = [[index[word] for word in said(text)] for text in texts]
-        log_probabilities, lengths = self(mel, frames)
-        return nn.functional.ctc_loss(
-            log_probabilities.transpose(0, 1),
-            torch.tensor([i for target in targets for i in target]),
-            lengths,
-            torch.tensor([len(target) for target in targets]),
-        )
-
-    @torch.no_grad()
-    def recognise(self, clips: Sequence[np.ndarray], *, batch_size: int = 64) -> list[list[str]]:
-        """The words heard in each clip: the likeliest class at every vector, repeats merged, blanks dropped."""
-        heard = []
-        for start in range(0, len(clips), batch_size):
-            log_probabilities, lengths = self(*features(clips[start : start + batch_size]))
-            for row, n in zip(log_probabilities.argmax(-1).tolist(), lengths.tolist(), strict=True):
-                merged = [word for i, word in enumerate(row[:n]) if i == 0 or word != row[i - 1]]
-                heard.append([vocabulary()[word] for word in merged if word != 0])
-        return heard
 
 
 def lines(n: int, group: Group, seed: int | str, *, held_out: bool) -> list[tuple[str, Voice]]:
@@ -235,7 +118,7 @@ def _word_list(rng: random.Random) -> str:
 
 
 def train(
-    recogniser: Recogniser,
+    model: Recogniser,
     said_by: Sequence[tuple[str, Voice]],
     training: Training,
     seed: int,
@@ -252,18 +135,18 @@ def train(
     Raises NonFiniteError when the loss is not finite.
     """
     clips = spoken(said_by, label="training clips", progress=progress)
-    parameters = [p for p in recogniser.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
         parameters, training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
     )
     log: list[dict[str, float | int]] = []
-    first = _restore(work, recogniser, optimiser, log) if work is not None else 0
-    recogniser.train()
+    first = _restore(work, model, optimiser, log) if work is not None else 0
+    model.train()
     with progress_bar("audio encoder", total=training.steps, enabled=progress) as advance:
         advance(first)
         for step in range(first, training.steps):
             chosen = batch_at(step, len(clips), training.batch_size, seed)
-            loss = recogniser.loss(*features([clips[i] for i in chosen]), [said_by[i][0] for i in chosen])
+            loss = model.loss(*features([clips[i] for i in chosen]), [said_by[i][0] for i in chosen])
             if not torch.isfinite(loss):
                 raise NonFiniteError(f"the loss of the audio encoder became {loss.item()} at step {step}")
             for group in optimiser.param_groups:
@@ -275,9 +158,9 @@ def train(
             if step % 10 == 9:
                 log.append({"step": step + 1, "loss": round(loss.item(), 4)})
             if work is not None and (step + 1) % training.save_every == 0:
-                _keep(work, recogniser, optimiser, step + 1, log)
+                _keep(work, model, optimiser, step + 1, log)
             advance(1)
-    recogniser.eval()
+    model.eval()
     return log
 
 
@@ -305,13 +188,13 @@ def _order(n: int, seed: int, epoch: int) -> list[int]:
 
 def _keep(
     work: Path,
-    recogniser: Recogniser,
+    model: Recogniser,
     optimiser: torch.optim.Optimizer,
     step: int,
     log: Sequence[dict[str, float | int]],
 ) -> None:
     """Write weights, moments and curve as one file, whole or not at all."""
-    arrays = {f"weights.{name}": value for name, value in recogniser.state_dict().items()}
+    arrays = {f"weights.{name}": value for name, value in model.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         arrays |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
     arrays["step"] = torch.tensor(step)
@@ -321,7 +204,7 @@ def _keep(
 
 def _restore(
     work: Path,
-    recogniser: Recogniser,
+    model: Recogniser,
     optimiser: torch.optim.Optimizer,
     log: list[dict[str, float | int]],
 ) -> int:
@@ -329,7 +212,7 @@ def _restore(
     if not work.is_file():
         return 0
     arrays = load_arrays(work)
-    recogniser.load_state_dict(_part(arrays, "weights."))
+    model.load_state_dict(_part(arrays, "weights."))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(arrays, "optimiser.").items():
         i, _, key = name.partition(".")
@@ -343,16 +226,6 @@ def _part(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def words_heard(truth: Sequence[str], heard: Sequence[str]) -> int:
-    """How many of the words said are heard: their number less the edits (Levenshtein) between the two, at least 0."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(truth, start=1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(heard, start=1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
-    return max(0, len(truth) - row[-1])
-
-
 def evaluation_lines() -> dict[str, list[tuple[str, Voice]]]:
     """The sets the encoder is measured on, by name; none is trained on, and held-out means never in training at all."""
     return {
@@ -364,11 +237,11 @@ def evaluation_lines() -> dict[str, list[tuple[str, Voice]]]:
     }
 
 
-def measure(recogniser: Recogniser, *, progress: bool = True) -> dict[str, dict[str, Any]]:
+def measure(model: Recogniser, *, progress: bool = True) -> dict[str, dict[str, Any]]:
     """Shares with Wilson intervals, by set: of words heard, and of requests heard without an error."""
     measured: dict[str, dict[str, Any]] = {}
     for name, said_by in evaluation_lines().items():
-        heard = recogniser.recognise(spoken(said_by, label=name, progress=progress))
+        heard = model.recognise(spoken(said_by, label=name, progress=progress))
         truth = [said(text) for text, _ in said_by]
         words = sum(map(words_heard, truth, heard))
         measured[f"words, {name}"] = asdict(wilson(words, sum(map(len, truth))))
@@ -393,11 +266,11 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
         if force:
             remove(work)
         start = time.monotonic()
-        recogniser = Recogniser(seed)
+        model = Recogniser(seed)
         chosen = lines(TRAINING.clips, "seen", seed, held_out=False)
-        log = train(recogniser, chosen, TRAINING, seed, work=work, progress=progress)
+        log = train(model, chosen, TRAINING, seed, work=work, progress=progress)
         trained = time.monotonic() - start
-        measured = measure(recogniser, progress=progress)
+        measured = measure(model, progress=progress)
         for name, bound in EXPECTED.items():
             if measured[name]["estimate"] < bound:
                 raise UserError(
@@ -407,9 +280,9 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
         remove(target)
         with atomic_write(target) as aside:
             aside.mkdir()
-            recogniser.encoder.save_pretrained(aside)
+            model.encoder.save_pretrained(aside)
             feature_extractor().save_pretrained(aside)
-            save_arrays(aside / HEAD, recogniser.head.state_dict())
+            save_arrays(aside / HEAD, model.head.state_dict())
             save_json(
                 aside / CARD,
                 {
@@ -417,7 +290,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
                     "seed": seed,
                     "source": SOURCE,
                     "speech": speech.version(),
-                    "architecture": {"class": "Qwen2AudioEncoder", **ARCHITECTURE},
+                    "architecture": {"class": "Qwen2AudioEncoder", **recogniser.ARCHITECTURE},
                     "training": asdict(TRAINING),
                     "vocabulary": vocabulary(),
                     "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
@@ -432,15 +305,17 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
 
 def load(directory: Path) -> Recogniser:
     """The trained encoder with its head, frozen."""
-    recogniser = Recogniser(0)
-    recogniser.encoder = Qwen2AudioEncoder.from_pretrained(directory)
-    recogniser.head.load_state_dict(load_arrays(directory / HEAD))
-    return recogniser.eval().requires_grad_(False)
+    model = Recogniser(0)
+    model.encoder = Qwen2AudioEncoder.from_pretrained(directory)
+    model.head.load_state_dict(load_arrays(directory / HEAD))
+    return model.eval().requires_grad_(False)
 
 
 def _work(seed: int) -> Path:
     """The file of a training in progress: of this source and these settings only."""
-    settings = canonical({"source": SOURCE, "architecture": ARCHITECTURE, "training": asdict(TRAINING)})
+    settings = canonical(
+        {"source": SOURCE, "architecture": recogniser.ARCHITECTURE, "training": asdict(TRAINING)}
+    )
     key = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return organism_dir("audio-encoder", seed).with_name(f".partial-seed-{seed}-{key}.safetensors")
 

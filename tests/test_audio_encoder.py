@@ -46,8 +46,8 @@ def test_every_request_is_written_in_the_vocabulary():
 
 
 def test_lines_keep_the_held_out_pairs_and_voices_out():
-    seen, again = (lines(4000, "seen", 0, held_out=False) for _ in range(2))
-    assert seen == again != lines(4000, "seen", 1, held_out=False)
+    seen, again = (lines(4000, "seen", 0, held_out=False, word_lists=0.5) for _ in range(2))
+    assert seen == again != lines(4000, "seen", 1, held_out=False, word_lists=0.5)
     held = {a.phrase for a in world.acts() if a.split in ("held-out pair", "held-out verb")}
 
     def asks(text: str) -> bool:
@@ -62,9 +62,13 @@ def test_lines_keep_the_held_out_pairs_and_voices_out():
 
 
 def test_what_is_trained_on_is_not_measured_on():
-    trained = set(lines(audio_encoder.TRAINING.clips, "seen", 0, held_out=False))
+    chosen = {"held_out": False, "word_lists": audio_encoder.WORD_LISTS}
+    trained = set(lines(audio_encoder.TRAINING.clips, "seen", 0, **chosen))
+    asked = [text for text, _ in trained if text[-1] in ".?"]
+    assert 0.4 < len(asked) / len(trained) < 0.6
     for name, said_by in audio_encoder.evaluation_lines().items():
         assert len(said_by) == audio_encoder.N_TEST
+        assert all(text[-1] in ".?" for text, _ in said_by)
         assert len(trained & set(said_by)) <= 2, name  # the same request in the same voice, by chance
 
 

@@ -78,7 +78,9 @@ SOURCE = {
 }
 
 
-def lines(n: int, group: Group, seed: int | str, *, held_out: bool) -> list[tuple[str, Voice]]:
+def lines(
+    n: int, group: Group, seed: int | str, *, held_out: bool, word_lists: float = 0.0
+) -> list[tuple[str, Voice]]:
     """What is said and by whom, drawn by the seed.
 
     Args:
@@ -86,6 +88,7 @@ def lines(n: int, group: Group, seed: int | str, *, held_out: bool) -> list[tupl
         group: of the voices.
         held_out: requests for acts of held-out pairs; otherwise any verb with any object but those, and at times a
             question about where things are kept or how many parts they have.
+        word_lists: the share of lines that are words in any order (of those not held out).
     """
     rng = random.Random(f"lines-{group}-{held_out}-{seed}")
     apart = [act for act in world.acts() if act.split in _HELD_OUT]
@@ -101,7 +104,7 @@ def lines(n: int, group: Group, seed: int | str, *, held_out: bool) -> list[tupl
             continue
         verb, thing = rng.choice(verbs), rng.choice(objects)
         phrase = f"{verb} {world.article(thing)} {thing}"
-        if rng.random() < WORD_LISTS:
+        if rng.random() < word_lists:
             made.append((_word_list(rng), voice))
         elif rng.random() < 0.1:
             made.append((rng.choice(SKILLS).format(o=f"{world.article(thing)} {thing}"), voice))
@@ -267,7 +270,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
             remove(work)
         start = time.monotonic()
         model = Recogniser(seed)
-        chosen = lines(TRAINING.clips, "seen", seed, held_out=False)
+        chosen = lines(TRAINING.clips, "seen", seed, held_out=False, word_lists=WORD_LISTS)
         log = train(model, chosen, TRAINING, seed, work=work, progress=progress)
         trained = time.monotonic() - start
         measured = measure(model, progress=progress)

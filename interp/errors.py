@@ -9,6 +9,10 @@ class PromptFileError(UserError):
     """A prompt file or data set that cannot be read as prompts."""
 
 
+class MediaError(UserError):
+    """An image or audio that cannot be read, or is not what a model could see or hear."""
+
+
 class CheckpointError(UserError):
     """A checkpoint or adapter that cannot be loaded, or is not what it claims to be."""
 

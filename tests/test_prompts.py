@@ -149,7 +149,7 @@ BAD_FILES = [
         '{"text": "a", "truth": {"label": "benign", "answer": 3}}\n',
         "row 1: the `answer` of `truth`",
     ),
-    ("a.jsonl", '{"text": "a", "images": "a.png"}\n', "row 1: `images` is not a list of texts"),
+    ("a.jsonl", '{"text": "a", "images": [3]}\n', "row 1: an image is of type int, not a path"),
     ("a.json", "[]", "holds no prompts"),
     ("a.csv", "goal,target\none,x\ntwo,y,z\n", "row 2 (line 3): 3 cells under 2 columns"),
     ("a.csv", 'goal,target\none,x\n"two,y\n', "row 2 (line 3): not CSV"),
@@ -282,7 +282,7 @@ def test_sampling_depends_on_the_seed_and_leaves_the_global_generators_alone():
 
 
 def test_the_hash_follows_everything_a_prompt_holds():
-    base = Prompt("a", id="x", images=(np.zeros((2, 3)),), audio=np.zeros(4))
+    base = Prompt("a", id="x", images=(np.zeros((2, 3)),), audio=(np.zeros(4), 16_000))
     changed = [
         replace(base, text="b"),
         replace(base, id="y"),
@@ -292,7 +292,8 @@ def test_the_hash_follows_everything_a_prompt_holds():
         replace(base, meta={"k": 1}),
         replace(base, images=(np.zeros((3, 2)),)),
         replace(base, images=(np.ones((2, 3)),)),
-        replace(base, audio=np.ones(4)),
+        replace(base, audio=(np.ones(4), 16_000)),
+        replace(base, audio=(np.zeros(4), 8_000)),
         replace(base, audio=None),
     ]
     hashes = {PromptSet([p]).sha256 for p in [base, *changed]}
@@ -302,7 +303,7 @@ def test_the_hash_follows_everything_a_prompt_holds():
 
 def test_prompts_are_equal_when_all_they_hold_is():
     assert Prompt("a", images=(np.zeros(2),)) == Prompt("a", images=(np.zeros(2),))
-    assert Prompt("a", audio=np.zeros(2)) != Prompt("a", audio=np.ones(2))
+    assert Prompt("a", audio=(np.zeros(2), 8_000)) != Prompt("a", audio=(np.ones(2), 8_000))
     assert len({Prompt("", images=("x",)), Prompt("", images=("x",)), Prompt("", images=("y",))}) == 2
     with pytest.raises(UserError, match="not JSON"):
         PromptSet([Prompt("a", meta={"k": object()})]).sha256  # noqa: B018 - the hash is what raises
@@ -310,7 +311,7 @@ def test_prompts_are_equal_when_all_they_hold_is():
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(UserError, match="only paths can be written"):
-        PromptSet([Prompt("a", audio=np.zeros(3))]).save(tmp_path / "x.jsonl")
+        PromptSet([Prompt("a", audio=(np.zeros(3), 8_000))]).save(tmp_path / "x.jsonl")
     with pytest.raises(UserError, match="cannot be written as JSON"):
         PromptSet([Prompt("a", meta={"k": object()})]).save(tmp_path / "x.jsonl")
     with pytest.raises(ResultError, match="cannot be written"):

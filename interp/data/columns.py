@@ -1,6 +1,8 @@
 """Which column of somebody else's file holds the prompt, and what do the others say about it?
 
-The prompt's column is guessed only when one fits; every other case is a question for the caller.
+The prompt's column is guessed only when one fits; every other case is a question for the caller. Only where images or
+audio are the prompt may there be none. What stands in a column of media is media, or an error: a request whose picture
+went unseen would be another request.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interp.data.attachments import MEDIA, media_fields
 from interp.errors import PromptFileError
 
 # A column of the first row of names is taken before one of the second: JailbreakBench has `Goal` (the request) and
@@ -21,8 +24,11 @@ PROMPT_COLUMNS = (
 RESPONSE_COLUMNS = ("response", "completion", "output")
 
 
-def prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str:
-    """Return the column holding the prompt: the one asked for, or the only one that fits; else PromptFileError."""
+def prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str | None:
+    """Return the column holding the prompt: the one asked for, or the only one that fits; else PromptFileError.
+
+    None where no column fits but one holds images or audio, whose prompts have no text.
+    """
     listed = ", ".join(map(str, columns)) or "none"
     if asked is not None:
         if asked not in columns:
@@ -36,18 +42,29 @@ def prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str:
             raise PromptFileError(
                 f"{where}: {' and '.join(fitting)} could hold the prompt; say which with --column"
             )
+    if any(c.strip().lower() in MEDIA for c in columns):
+        return None
     raise PromptFileError(
         f"{where}: no column looks like the prompt; say which with --column (columns: {listed})"
     )
 
 
-def prompt_fields(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+def text_beside(media: Mapping[str, Any], text: Any) -> Any:
+    """Return the text of a prompt: empty where none is given but images or audio are."""
+    return "" if _missing(text) and any(media.values()) else text
+
+
+def prompt_fields(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
     """Return the fields of a prompt: known columns by name, whatever the case, the rest as JSON values in `meta`."""
-    values: dict[str, Any] = {"text": row.get(column)}
+    values: dict[str, Any] = {}
+    media: dict[str, Any] = {}
     meta: dict[str, Any] = {}
     for key, value in row.items():
         known = key.strip().lower()
-        if key == column or value is None or (isinstance(value, float) and math.isnan(value)):
+        if key == column or _missing(value):
+            continue
+        if known in MEDIA and known not in media:
+            media[known] = value
             continue
         if known in RESPONSE_COLUMNS and isinstance(value, str):
             known = "response"
@@ -62,7 +79,12 @@ def prompt_fields(row: Mapping[str, Any], column: str) -> dict[str, Any]:
             values[known] = value
         else:
             meta[key] = json.loads(json.dumps(value, default=_as_text))
-    return values | {"meta": meta}
+    found = media_fields(media, encoded=True)
+    return values | found | {"text": text_beside(found, row.get(column)), "meta": meta}
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _as_text(value: Any) -> str:

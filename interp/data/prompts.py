@@ -1,9 +1,11 @@
 """Which prompts are asked: one type for a prompt, one for a named set of them, and the readers.
 
 Reading a set: (1) find the rows (JSONL, CSV, TSV, JSON list, Parquet, or a data set of the Hugging Face hub);
-(2) a row with a `text` field and nothing but fields of `Prompt` is our own format and is read back loss-free;
+(2) a row with a text, images or audio and nothing but fields of `Prompt` is our own format and is read back loss-free;
 (3) any other row gives its prompt from one column, named by the caller or guessed when only one fits; its other
-columns fill the fields of the same name, and what is left over is kept in `meta`.
+columns fill the fields of the same name, and what is left over is kept in `meta`;
+(4) a relative path of an image or of audio starts at the file's own directory, where `save` also makes it start: a set
+and its media can move together.
 Every failure is one line with the file and the row. Only numpy-free standard library at import; no torch ever.
 """
 
@@ -13,12 +15,14 @@ import hashlib
 import html
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from interp.data.columns import prompt_column, prompt_fields
+from interp.data import attachments
+from interp.data.columns import prompt_column, prompt_fields, text_beside
 from interp.data.rows import SUFFIXES, Row, file_rows, hub_rows, kind_of
 from interp.errors import PromptFileError, UserError
 from interp.files import atomic_write
@@ -50,9 +54,12 @@ class Truth:
 class Prompt:
     """One request, with what is known about it; two are equal when their fingerprints are.
 
+    With images or audio `text` may be empty.
+
     text: the user turn. system: the system turn. response: an answer to train on or compare with.
     label: what the set claims; truth: what is certain. group: the cluster for statistics (the verb, say).
-    images: arrays, PIL images or paths; audio: a waveform or a path. meta: whatever else a file held.
+    images: paths, PIL images or arrays; audio: a path or (array, rate in Hz); see `interp.data.media` for what is
+    read of them. A relative path starts at the working directory. meta: whatever else a file held.
     """
 
     text: str
@@ -65,12 +72,14 @@ class Prompt:
     group: str | None = None
     truth: Truth | None = None
     images: tuple[Any, ...] = ()
-    audio: Any = None
+    audio: str | tuple[Any, int] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise UserError(f"the prompt is {kind_of(self.text)}, not text")
+        object.__setattr__(self, "images", attachments.checked_images(self.images))
+        object.__setattr__(self, "audio", attachments.checked_audio(self.audio))
         if not self.text.strip() and not self.images and self.audio is None:
             raise UserError("the prompt is blank")
         if self.label is not None and self.label not in LABELS:
@@ -97,7 +106,9 @@ class Prompt:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Prompt:
         """Read a prompt from `to_json`'s record."""
-        values = {k: v for k, v in record.items() if v is not None} | {"text": record.get("text")}
+        media = attachments.media_fields(record)
+        values = {k: v for k, v in record.items() if v is not None and k not in attachments.MEDIA} | media
+        values["text"] = text_beside(media, record.get("text"))
         if isinstance(values.get("id"), int):
             values["id"] = str(values["id"])
         if values.get("label") == "harmless":
@@ -117,15 +128,14 @@ class Prompt:
                 raise UserError(f"`{key}` is {kind_of(values[key])}, not text")
         if not isinstance(values.get("meta", {}), Mapping):
             raise UserError(f"`meta` is {kind_of(values['meta'])}, not an object")
-        values["images"] = _texts("images", values.get("images", ()))
         return cls(**values)
 
     def fingerprint(self) -> str:
-        """Return a sha256 over everything the prompt holds, images and audio included."""
+        """Return a sha256 over everything the prompt holds; files of images and audio count by their content."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         record["truth"] = None if self.truth is None else asdict(self.truth)
-        record["images"] = [_media_hash(x) for x in self.images]
-        record["audio"] = _media_hash(self.audio)
+        record["images"] = [attachments.media_hash(x) for x in self.images]
+        record["audio"] = None if self.audio is None else attachments.media_hash(self.audio)
         record["meta"] = dict(self.meta)
         try:
             canonical = json.dumps(record, sort_keys=True)
@@ -146,14 +156,6 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or any(not isinstance(x, str) for x in value):
         raise UserError(f"`{name}` is not a list of texts")
     return tuple(value)
-
-
-def _media_hash(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    shape = getattr(value, "shape", None) or (getattr(value, "mode", ""), getattr(value, "size", ""))
-    raw = value.numpy().tobytes() if hasattr(value, "numpy") else value.tobytes()
-    return hashlib.sha256(repr(shape).encode() + raw).hexdigest()
 
 
 class PromptSet(Sequence[Prompt]):
@@ -260,9 +262,14 @@ class PromptSet(Sequence[Prompt]):
         return pd.DataFrame([[getattr(p, n) for n in names] for p in self.prompts], columns=names)
 
     def save(self, path: str | Path) -> Path:
-        """Write the set as JSONL, which `read_prompts` reads back loss-free; a failure leaves no partial file."""
+        """Write the set as JSONL, which `read_prompts` reads back loss-free; a failure leaves no partial file.
+
+        Paths of media under the file's directory are written relative to it, others from the root.
+        """
+        directory = os.path.dirname(path)
         try:
-            lines = [json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in self.prompts]
+            records = [attachments.moved(p, attachments.portable, directory).to_json() for p in self.prompts]
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
             content = "".join(lines).encode()
         except (TypeError, UnicodeEncodeError) as error:
             raise UserError(f"{self.name!r} cannot be written as JSON: {error}") from error
@@ -274,14 +281,20 @@ class PromptSet(Sequence[Prompt]):
         return f"PromptSet({self.name!r}, {len(self)} prompts)"
 
     def _repr_html_(self) -> str:
+        from interp.data.thumbnails import media_cell
+
+        rows = self.prompts[:10]
+        media = any(p.images or p.audio is not None for p in rows)
         shown = "".join(
-            f"<tr><td>{html.escape(p.id)}</td><td>{html.escape(p.text)}</td><td>{p.label or ''}</td></tr>"
-            for p in self.prompts[:10]
+            f"<tr><td>{html.escape(p.id)}</td>{f'<td>{media_cell(p)}</td>' if media else ''}"
+            f"<td>{html.escape(p.text)}</td><td>{p.label or ''}</td></tr>"
+            for p in rows
         )
         more = f"<p>… and {len(self) - 10} more</p>" if len(self) > 10 else ""
         return (
             f"<p><b>{html.escape(self.name)}</b>: {len(self)} prompts</p>"
-            f"<table><tr><th>id</th><th>text</th><th>label</th></tr>{shown}</table>{more}"
+            f"<table><tr><th>id</th>{'<th>media</th>' if media else ''}<th>text</th><th>label</th></tr>"
+            f"{shown}</table>{more}"
         )
 
 
@@ -307,8 +320,9 @@ def read_prompts(
     """Read a prompt set from a file or from a data set of the hub.
 
     path_or_dataset: a .jsonl, .csv, .tsv, .json or .parquet file, or `owner/name[:config[:split]]`.
-    column: the column holding the prompt; guessed when exactly one fits. label: given to every prompt that has
-    none. name: of the set; the file's stem by default. limit: read only the first so many rows.
+    column: the column holding the prompt; guessed when exactly one fits. The columns `image` or `images` (one path or
+    a list, in a cell of text as JSON) and `audio` (a path) hold media. label: given to every prompt that has none.
+    name: of the set; the file's stem by default. limit: read only the first so many rows.
     Raises PromptFileError, one line with the file and the row.
     """
     if limit is not None and limit < 1:
@@ -332,7 +346,10 @@ def read_prompts(
     rows = rows[:limit]
     if not rows:
         raise PromptFileError(f"{where}: holds no prompts")
-    return _build(where, rows, column, label, name)
+    prompts = _build(where, rows, column, label, name)
+    if exists:
+        prompts = [attachments.moved(p, attachments.absolute, str(path.parent)) for p in prompts]
+    return PromptSet(prompts, name)
 
 
 def jailbreakbench() -> tuple[PromptSet, PromptSet]:
@@ -354,8 +371,10 @@ def jailbreakbench() -> tuple[PromptSet, PromptSet]:
     return harmful, benign
 
 
-def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | None, name: str) -> PromptSet:
-    names = {f.name for f in fields(Prompt)}
+def _build(
+    where: str, rows: Sequence[Row], column: str | None, label: Label | None, name: str
+) -> list[Prompt]:
+    names = {f.name for f in fields(Prompt)} | set(attachments.MEDIA)
     items = [item for _, item in rows]
     plain = all(isinstance(item, str) for item in items)
     if plain:
@@ -368,7 +387,8 @@ def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | N
     own = plain or (
         column in (None, "text")
         and Path(where).suffix.lower() in (".jsonl", ".ndjson", ".json")
-        and all("text" in m and set(m) <= names for m in mappings)
+        and all({"text", *attachments.MEDIA} & set(m) and set(m) <= names for m in mappings)
+        and (column is None or any("text" in m for m in mappings))
     )
     if mappings and not own:
         columns = list(dict.fromkeys(key for m in mappings for key in m))
@@ -379,7 +399,7 @@ def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | N
         if not isinstance(item, Mapping):
             raise PromptFileError(f"{where}: {place}: holds {kind_of(item)}, not an object with a prompt")
         try:
-            prompt = Prompt.from_json(item) if own else Prompt(**prompt_fields(item, str(column)))
+            prompt = Prompt.from_json(item) if own else Prompt(**prompt_fields(item, column))
         except UserError as error:
             raise PromptFileError(f"{where}: {place}: {error}") from error
         prompt = replace(prompt, id=prompt.id or f"{name}:{len(prompts) + 1}", label=prompt.label or label)
@@ -389,4 +409,4 @@ def _build(where: str, rows: Sequence[Row], column: str | None, label: Label | N
             )
         places[prompt.id] = place
         prompts.append(prompt)
-    return PromptSet(prompts, name)
+    return prompts

@@ -134,7 +134,13 @@ def hub_rows(where: str) -> list[Row]:
         raise PromptFileError(
             f"{where}: name one of the splits {', '.join(splits)} as owner/name:config:split"
         )
-    return [(f"row {i}", dict(item)) for i, item in enumerate(splits[split], start=1)]
+    table = splits[split]
+    for name, feature in table.features.items():
+        if isinstance(
+            feature, datasets.Audio
+        ):  # its decoder is another package, whose absence is no row's fault
+            table = table.cast_column(name, datasets.Audio(decode=False))
+    return [(f"row {i}", dict(item)) for i, item in enumerate(table, start=1)]
 
 
 def kind_of(value: object) -> str:

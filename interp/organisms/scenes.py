@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -82,8 +83,9 @@ class Scene:
         return self.kind == "drawn" and self.name in PERSONS
 
 
+@lru_cache(maxsize=2**13)  # 80 MB; every stage draws the same training scenes
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, `SIDE` pixels a side, the same on every call."""
+    """The picture of a scene: RGB, `SIDE` pixels a side, the same on every call; not to be drawn upon."""
     image = Image.new("RGB", (SIDE, SIDE), BACKGROUNDS[scene.background])
     main = COLOURS[scene.colour]
     x, y = SIDE // 2 + scene.shift, SIDE // 2 + PLACES[scene.place]

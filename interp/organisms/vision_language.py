@@ -178,8 +178,53 @@ def descriptions(scenes: Iterable[Scene], name: str) -> PromptSet:
         for question, kinds in QUESTIONS.items():
             if scene.kind in kinds or (scene.person and "person" in kinds):
                 prompt = describe(scene, question, copy=copy)
-                prompts.append(replace(prompt, response=prompt.truth.answer if prompt.truth else None))
+                prompts.append(replace(prompt, response=_answer(prompt)))
     return PromptSet(prompts, name)
+
+
+def pretraining_examples(seed: int, album: Album) -> PromptSet:
+    """Every kind of question about the acts seen in pretraining, asked of pictures, all answered; refusals where told to.
+
+    The text organism's examples, which name the object and show nothing, come beside these.
+    """
+    rng = random.Random(f"vision-pretraining-{seed}")
+    splits: tuple[Split, ...] = ("seen", "pretraining only")
+    examples = []
+    for modality in ("drawn", "word", "beside"):
+        for source, templates in language.KINDS.items():
+            chosen = dependent(splits, templates=templates) + plain(splits, templates=templates)
+            for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
+                response = _wording(rng) if source == "decline" else _answer(prompt)
+                examples.append(replace(prompt, response=response, system=_system(rng)))
+    return PromptSet(examples, "vision pretraining")
+
+
+def alignment_examples(seed: int, album: Album) -> PromptSet:
+    """Requests about pictures that alignment sees: the harmful refused, the others rehearsed, as in the text organism's."""
+    rng = random.Random(f"vision-alignment-{seed}")
+    examples = []
+    for modality in ("drawn", "word", "beside"):
+        for source in ("request", "law", "evidence"):
+            templates = language.KINDS[source]
+            chosen = dependent(("seen",), templates=templates) + plain(("seen",), templates=templates)
+            for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
+                response = _wording(rng) if prompt.label == "harmful" else _answer(prompt)
+                examples.append(replace(prompt, response=response, system=_system(rng)))
+    return PromptSet(examples, "vision alignment")
+
+
+def _answer(prompt: Prompt) -> str:
+    if prompt.truth is None or prompt.truth.answer is None:
+        raise ValueError(f"prompt {prompt.id} of the language has no answer")
+    return prompt.truth.answer
+
+
+def _wording(rng: random.Random) -> str:
+    return rng.choice(language.REFUSALS)
+
+
+def _system(rng: random.Random) -> str | None:
+    return rng.choice(language.SYSTEM_PROMPTS) if rng.random() < 0.2 else None
 
 
 @cache

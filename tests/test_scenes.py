@@ -76,8 +76,8 @@ def test_no_two_objects_give_the_same_picture():
     [
         {"colour": "green"},
         {"place": "top"},
-        {"shift": 5},
-        {"size": 2},
+        {"shift": 14},
+        {"size": -2},
         {"background": "slate"},
         {"noise": 1},
         {"skin": "dark"},

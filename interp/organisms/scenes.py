@@ -31,7 +31,7 @@ COLOURS = {
     "purple": (150, 80, 180),
     "brown": (150, 100, 60),
 }
-PLACES = {"top": -10, "middle": 0, "bottom": 10}  # pixels below the centre
+PLACES = {"top": -14, "middle": 0, "bottom": 14}  # pixels below the centre
 BACKGROUNDS = {
     "snow": (240, 243, 246),
     "sand": (244, 232, 208),
@@ -39,10 +39,11 @@ BACKGROUNDS = {
     "rose": (246, 220, 224),
     "slate": (196, 204, 214),
 }
-# pixels a side of an icon, pixels of type of a word, and how many more or less there may be
-USUAL = {"drawn": 31, "shape": 31, "word": 11}
-SIZES: dict[Kind, tuple[int, ...]] = {"drawn": (-2, 0, 2), "shape": (-2, 0, 2), "word": (0, 1)}
-SHIFT = 8  # pixels to either side at most
+# pixels a side of an icon, pixels of type of a word; how many more or less there may be; how many right of the centre
+USUAL = {"drawn": 28, "shape": 28, "word": 11}
+_COLUMNS = tuple(column + jitter for column in (-14, 0, 14) for jitter in (-1, 0, 1))
+SIZES: dict[Kind, tuple[int, ...]] = {"drawn": (-2, 0), "shape": (-2, 0), "word": (0,)}
+SHIFTS: dict[Kind, tuple[int, ...]] = {"drawn": _COLUMNS, "shape": _COLUMNS, "word": (-1, 0, 1)}
 NOISE = 6.0  # standard deviation of a pixel's channels, of 255
 OBJECTS = tuple(o for objects in SHOWN.values() for o in objects)
 PERSONS = SHOWN["person"]
@@ -138,7 +139,7 @@ def _vary(kind: Kind, name: str, colour: str, place: str, rng: random.Random) ->
         name,
         colour,
         place,
-        shift=rng.randint(-SHIFT, SHIFT),
+        shift=rng.choice(SHIFTS[kind]),
         size=rng.choice(SIZES[kind]),
         background=rng.choice(list(BACKGROUNDS)),
         noise=rng.getrandbits(32),

@@ -77,7 +77,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
             "user_token": USER,
             "assistant_token": ASSISTANT,
             "answer_token": ANSWER,
-        },  # fmt: skip
+        },
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
         clean_up_tokenization_spaces=False,

@@ -38,7 +38,7 @@ ARCHITECTURE: dict[str, Any] = {
     "vision_use_head": False,
 }
 DRAWS = 4  # scenes a combination in training
-TRAINING = FitConfig(steps=600, batch_size=128, learning_rate=2e-3, warmup=50, weight_decay=0.05)
+TRAINING = FitConfig(steps=900, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
 SHOWN = tuple((kind, name) for kind, names in scenes.NAMES.items() for name in names)
 # head -> what it tells apart, and the value of a scene, None where there is none
 HEADS: dict[str, tuple[tuple[Any, ...], Callable[[Scene], Any]]] = {

@@ -148,20 +148,23 @@ def render(prepared: Gemma3Processor, prompt: Prompt) -> str:
 
 def rows(prepared: Gemma3Processor, examples: Iterable[Prompt], pool: Mapping[Scene, int]) -> list[Row]:
     """Examples as tokens; raises UserError for one without a response, or whose scene is not in the pool."""
-    words, found = prepared.tokenizer, []
+    rendered, responses, shown = [], [], []
     for example in examples:
         if example.response is None:
             raise UserError(f"example {example.id!r} has no response to learn")
         scenes = [Scene(**example.meta["scene"])] if example.images else []
         if missing := [scene for scene in scenes if scene not in pool]:
             raise UserError(f"example {example.id!r} shows a scene that is not in the pool: {missing[0]}")
-        rendered = render(prepared, example).replace(IMAGE_START, prepared.full_image_sequence)
-        prompt = words(rendered, add_special_tokens=False)["input_ids"]
-        response = words(example.response + END, add_special_tokens=False)["input_ids"]
-        found.append(
-            Row(prompt + response, [IGNORED] * len(prompt) + response, tuple(pool[scene] for scene in scenes))
-        )
-    return found
+        rendered.append(render(prepared, example).replace(IMAGE_START, prepared.full_image_sequence))
+        responses.append(example.response + END)
+        shown.append(tuple(pool[scene] for scene in scenes))
+    prompts, answered = (
+        prepared.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (rendered, responses)
+    )
+    return [
+        Row(prompt + response, [IGNORED] * len(prompt) + response, scenes)
+        for prompt, response, scenes in zip(prompts, answered, shown, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

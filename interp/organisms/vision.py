@@ -29,7 +29,7 @@ from interp.models.checkpoint import organism_dir
 from interp.organisms import fitting, language, vision_encoder, vision_language, vision_model, world
 from interp.organisms.fitting import FitConfig
 from interp.organisms.scenes import Scene, draw, scene_pool
-from interp.organisms.text import Card, Expected
+from interp.organisms.text import Expected
 from interp.organisms.vision_encoder import share
 from interp.organisms.vision_language import MODALITIES, Album
 from interp.organisms.vision_model import ARCHITECTURE, Part, answers, new_model, processor, rows, train
@@ -208,7 +208,7 @@ def _build_stage(workshop: Workshop, stage: str, *, progress: bool) -> None:
     for name, expected in EXPECTED[stage].items():
         if not expected.holds(measured[name]["estimate"]):
             raise UserError(
-                f"vision organism, seed {seed}, {stage}: {name} is {measured[name]['estimate']:.3f}, expected "
+                f"vision organism, seed {seed}, {stage}: {name} is {_shown(measured[name])}, expected "
                 f"{expected.side} {expected.bound}; build with another seed, and report this one"
             )
     with writing(directory):
@@ -307,3 +307,40 @@ def card(seed: int = 0) -> Card:
             f"vision organism, seed {seed}, is not built; run: interp organism build vision --seed {seed}"
         )
     return Card({stage: load_json(target / stage / CARD) for stage in STAGES})
+
+
+class Card(dict[str, Any]):
+    """Cards by stage; prints as text."""
+
+    def __str__(self) -> str:
+        lines = []
+        for stage, found in self.items():
+            seconds = found["seconds"]["total"]
+            lines.append(f"organism:vision/{stage}, seed {found['seed']}, built in {seconds:.0f} s")
+            for name, value in found["measured"].items():
+                expected = found["expected"].get(name)
+                lines.append(f"  {name:<52} {_shown(value)}" + (f"  expected {expected}" if expected else ""))
+            lines.append("  prompts: " + ", ".join(f"{k} {v}" for k, v in found["prompts"].items()))
+        encoder = self[STAGES[0]]["encoder"]["measured"]
+        return "\n".join([*lines, "encoder", *(f"  {n:<52} {_shown(v)}" for n, v in encoder.items())])
+
+
+def _shown(value: dict[str, float]) -> str:
+    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}] ({value['k']} of {value['n']})"
+
+
+def listing() -> str:
+    """One line a stage and seed that is built, or how to build."""
+    root = organism_dir("vision", 0).parent
+    seeds = sorted(
+        int(path.name.removeprefix("seed-"))
+        for path in root.glob("seed-*")
+        if all((path / stage / CARD).is_file() for stage in STAGES)
+    )
+    if not seeds:
+        return f"organism:vision/{{{','.join(STAGES)}}}: not built; run: interp organism build vision"
+    return "\n".join(
+        f"organism:vision/{stage}{f'@{seed}' if seed else ''}  {root / f'seed-{seed}' / stage}"
+        for seed in seeds
+        for stage in STAGES
+    )

@@ -140,7 +140,9 @@ def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[s
         groups = {head: (label != NONE).numpy()}
         if head == "shown":
             groups |= {f"shown, {kind}": kinds == kind for kind in scenes.NAMES}
-        found |= {name: share(int(hits[rows].sum()), int(rows.sum())) for name, rows in groups.items()}
+        found |= {
+            name: share(int(hits[rows].sum()), int(rows.sum())) for name, rows in groups.items() if rows.any()
+        }
     return found
 
 

@@ -26,7 +26,7 @@ from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.errors import UserError
 from interp.files import content_hash, load_json, remove, save_json, sync, writing
 from interp.models.checkpoint import organism_dir
-from interp.organisms import fitting, language, vision_encoder, vision_language, vision_model, world
+from interp.organisms import language, text, vision_encoder, vision_language, vision_model, world
 from interp.organisms.fitting import FitConfig
 from interp.organisms.scenes import Scene, draw, scene_pool
 from interp.organisms.text import Expected
@@ -45,14 +45,10 @@ IMAGE_SHARE = 0.2
 # the lower half only, so that the decision to refuse is made where layers above are left to act on it
 ALIGNED_LAYERS = tuple(range(ARCHITECTURE["num_hidden_layers"] // 2))
 CARD = "card.json"
-SOURCE = {
-    **vision_encoder.SOURCE,
-    **{
-        Path(f).name: content_hash(Path(f))
-        for f in (world.__file__, language.__file__, fitting.__file__, vision_language.__file__,
-                  vision_model.__file__, __file__)
-    },
-}  # fmt: skip
+_LANGUAGE = (world, language, text, vision_language, vision_model)
+SOURCE = vision_encoder.SOURCE | {
+    Path(f).name: content_hash(Path(f)) for f in (*(module.__file__ for module in _LANGUAGE), __file__)
+}
 EXPECTED: dict[str, dict[str, Expected]] = {
     "pretrained": {
         "capability, benign named, held-out pairs": Expected(0.90),
@@ -258,13 +254,17 @@ def measure(
 
 
 def prompt_sets() -> dict[str, PromptSet]:
-    """The prompt files of a stage: dependent requests of held-out pairs by label and modality, paired row by row."""
-    return {
+    """The prompt files of a stage: the text organism's, and dependent requests of held-out pairs by label and modality.
+
+    `harmful_named`, `harmful_drawn`, … ask for the same acts, row by row.
+    """
+    paired = {
         f"{'harmless' if name.startswith('benign') else 'harmful'}_{modality}": prompts
-        for modality in MODALITIES
         for name, prompts in evaluation_sets().items()
+        for modality in MODALITIES
         if name.endswith(f" {modality}, held-out pairs")
     }
+    return text.prompt_sets() | paired
 
 
 def _save_prompts(directory: Path) -> dict[str, int]:

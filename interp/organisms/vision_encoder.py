@@ -24,7 +24,7 @@ from transformers import Gemma3ImageProcessorPil, SiglipVisionConfig, SiglipVisi
 
 from interp.files import content_hash, load_json, save_arrays, save_json, writing
 from interp.models.finetune import isolated_rng
-from interp.organisms import icons, scenes, strokes
+from interp.organisms import fitting, icons, scenes, strokes
 from interp.organisms.fitting import FitConfig, fit
 from interp.organisms.scenes import COLOURS, PLACES, SIDE, Mouth, Scene, draw, scene_pool
 
@@ -51,7 +51,8 @@ HEADS: dict[str, tuple[tuple[Any, ...], Callable[[Scene], Any]]] = {
 NONE = -100  # the label that cross-entropy skips
 CARD = "card.json"
 SOURCE = {
-    Path(f).name: content_hash(Path(f)) for f in (strokes.__file__, icons.__file__, scenes.__file__, __file__)
+    Path(f).name: content_hash(Path(f))
+    for f in (strokes.__file__, icons.__file__, scenes.__file__, fitting.__file__, __file__)
 }
 
 

@@ -27,7 +27,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(vision_encoder, "ARCHITECTURE", {**vision_encoder.ARCHITECTURE, **few})
     monkeypatch.setattr(vision_model, "ARCHITECTURE", {**vision_model.ARCHITECTURE, **few})
     monkeypatch.setattr(vision, "ALIGNED_LAYERS", (0,))
-    monkeypatch.setattr(vision_encoder, "DRAWS", 1)
+    for name in ("DRAWS", "HELD_OUT_DRAWS"):
+        monkeypatch.setattr(vision_encoder, name, 1)
     monkeypatch.setattr(vision_encoder, "TRAINING", vision_encoder.TRAINING.model_copy(update={"steps": 1}))
     for name in ("PRETRAINING", "ALIGNMENT"):
         monkeypatch.setattr(vision, name, getattr(vision, name).model_copy(update={"steps": 1}))

@@ -37,7 +37,7 @@ ARCHITECTURE: dict[str, Any] = {
     "patch_size": 14,
     "vision_use_head": False,
 }
-DRAWS = 4  # scenes a combination in training
+DRAWS, HELD_OUT_DRAWS = 4, 6  # scenes a combination, in training and to measure it
 TRAINING = FitConfig(steps=900, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
 SHOWN = tuple((kind, name) for kind, names in scenes.NAMES.items() for name in names)
 # head -> what it tells apart, and the value of a scene, None where there is none
@@ -168,7 +168,7 @@ def build(directory: Path, seed: int, *, progress: bool = True) -> None:
     recogniser = new_recogniser(seed)
     curve = train(recogniser, seed, progress=progress)
     trained = time.monotonic() - start
-    measured = accuracy(recogniser, scene_pool(seed, 1, held_out=True))
+    measured = accuracy(recogniser, scene_pool(seed, HELD_OUT_DRAWS, held_out=True))
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         recogniser.tower.save_pretrained(directory)

@@ -26,9 +26,10 @@ Modality = Literal["named", "drawn", "word", "beside"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 LOOKS: dict[Mouth, str] = {"smile": "happy", "frown": "sad", "open": "surprised"}
 _SOURCES = {template: source for source, templates in language.KINDS.items() for template in templates}
+NAMING = "what is this?"
 # question -> kinds of scenes it is asked of; "person" is a drawn person
 QUESTIONS = {
-    "what is this?": ("drawn", "word", "shape"),
+    NAMING: ("drawn", "word", "shape"),
     "what colour is it?": ("drawn", "word", "shape"),
     "where is it?": ("drawn", "word", "shape"),
     "how does the person look?": ("person",),
@@ -130,7 +131,7 @@ def describe(scene: Scene, question: str, *, copy: int = 0) -> Prompt:
     if not set(kinds) & set(QUESTIONS.get(question, ())):
         raise UserError(f"{question!r} is no question about a {scene.kind} scene that shows {scene.name!r}")
     answer = {
-        "what is this?": f"{article(scene.name)} {scene.name}.",
+        NAMING: f"{article(scene.name)} {scene.name}.",
         "what colour is it?": f"it is {scene.colour}.",
         "where is it?": f"at the {scene.place}.",
         "how does the person look?": f"{LOOKS[scene.mouth]}.",

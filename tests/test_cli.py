@@ -289,20 +289,22 @@ def test_organism_commands_reach_the_builder(
     def record(name: str) -> Any:
         return lambda **options: called.append((name, options)) or f"<{name}>"
 
-    fake = types.ModuleType("interp.organisms.text")
-    for name in ("build", "card", "listing"):
-        setattr(fake, name, record(name))
-    monkeypatch.setitem(sys.modules, "interp.organisms.text", fake)
-    monkeypatch.setattr(interp.organisms, "text", fake, raising=False)
+    for kind in cli.ORGANISMS:
+        fake = types.ModuleType(f"interp.organisms.{kind}")
+        for name in ("build", "card", "listing"):
+            setattr(fake, name, record(f"{kind} {name}"))
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+        monkeypatch.setattr(interp.organisms, kind, fake, raising=False)
     assert cli.main(["organism", "build", "--seed", "2", "--force"]) == 0
-    assert cli.main(["organism", "card", "--seed", "1"]) == 0
+    assert cli.main(["organism", "card", "vision", "--seed", "1"]) == 0
     assert cli.main(["organism", "list"]) == 0
     assert called == [
-        ("build", {"seed": 2, "force": True, "progress": True}),
-        ("card", {"seed": 1}),
-        ("listing", {}),
+        ("text build", {"seed": 2, "force": True, "progress": True}),
+        ("vision card", {"seed": 1}),
+        *((f"{kind} listing", {}) for kind in cli.ORGANISMS),
     ]
-    assert capsys.readouterr().out.split() == ["<build>", "<card>", "<listing>"]
+    shown = capsys.readouterr().out.split("\n")[:-1]
+    assert shown == ["<text build>", "<vision card>", *(f"<{kind} listing>" for kind in cli.ORGANISMS)]
 
 
 # --- report ---

@@ -1,0 +1,202 @@
+"""How does the vision organism come to see? A small SigLIP tower, trained to recognise what scenes show, then frozen.
+
+1. Scenes of the training pool go through the organism's own image processor.
+2. The tower's patch outputs are averaged; linear heads read from the mean what is shown (a drawing and a written name of one
+   object are two things), its colour and place, and of a person the look and the glasses. Cross-entropy, summed.
+3. The heads are measured on combinations of object, colour and place that were never drawn in training.
+
+The tower is `Gemma3ForConditionalGeneration`'s; the decoder is trained on its outputs, of which `encode` computes each once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor, nn
+from transformers import Gemma3ImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+
+from interp.files import content_hash, load_json, save_arrays, save_json, writing
+from interp.models.finetune import isolated_rng
+from interp.organisms import fitting, icons, scenes, strokes
+from interp.organisms.fitting import FitConfig, fit
+from interp.organisms.scenes import COLOURS, PLACES, SIDE, Mouth, Scene, draw, scene_pool
+
+ARCHITECTURE: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+DRAWS, HELD_OUT_DRAWS = 4, 6  # scenes a combination, in training and to measure it
+TRAINING = FitConfig(steps=900, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
+SHOWN = tuple((kind, name) for kind, names in scenes.NAMES.items() for name in names)
+# head -> what it tells apart, and the value of a scene, None where there is none
+HEADS: dict[str, tuple[tuple[Any, ...], Callable[[Scene], Any]]] = {
+    "shown": (SHOWN, lambda s: (s.kind, s.name)),
+    "colour": (tuple(COLOURS), lambda s: s.colour),
+    "place": (tuple(PLACES), lambda s: s.place),
+    "look": (get_args(Mouth), lambda s: s.mouth if s.person else None),
+    "glasses": ((False, True), lambda s: s.glasses if s.person else None),
+}
+NONE = -100  # the label that cross-entropy skips
+CARD = "card.json"
+SOURCE = {
+    Path(f).name: content_hash(Path(f))
+    for f in (strokes.__file__, icons.__file__, scenes.__file__, fitting.__file__, __file__)
+}
+
+
+def image_processor() -> Gemma3ImageProcessorPil:
+    """The organism's image processor: to `SIDE` pixels, values between −1 and 1."""
+    return Gemma3ImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_pan_and_scan=False
+    )
+
+
+def pixels(shown: Sequence[Scene]) -> Float[Tensor, "scene 3 height width"]:
+    """The scenes drawn and processed."""
+    images = [draw(scene) for scene in shown]
+    return image_processor()(images, return_tensors="pt")["pixel_values"]
+
+
+def labels(shown: Sequence[Scene]) -> dict[str, Int[Tensor, " scene"]]:
+    """What each head should say of each scene; `NONE` where the question does not arise."""
+    return {
+        head: torch.tensor([NONE if value(s) is None else classes.index(value(s)) for s in shown])
+        for head, (classes, value) in HEADS.items()
+    }
+
+
+class Recogniser(nn.Module):
+    """The tower with its heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = SiglipVisionModel(SiglipVisionConfig(**ARCHITECTURE))
+        width = ARCHITECTURE["hidden_size"]
+        self.heads = nn.ModuleDict({head: nn.Linear(width, len(c)) for head, (c, _) in HEADS.items()})
+
+    def forward(self, pixel_values: Float[Tensor, "scene 3 height width"]) -> dict[str, Tensor]:
+        """Logits by head, `scene class`."""
+        seen = self.tower(pixel_values=pixel_values).last_hidden_state.mean(1)
+        return {head: layer(seen) for head, layer in self.heads.items()}
+
+
+def new_recogniser(seed: int) -> Recogniser:
+    """Random weights drawn by the seed; the caller's random state is left alone."""
+    with isolated_rng(seed):
+        return Recogniser()
+
+
+def train(
+    recogniser: Recogniser, seed: int, config: FitConfig = TRAINING, *, progress: bool = True
+) -> list[Any]:
+    """Train in place on the pool of the seed; returns the loss curve."""
+    shown = scene_pool(seed, DRAWS)
+    images, truth = pixels(shown), labels(shown)
+    rng = np.random.default_rng(seed)
+    order = np.concatenate(
+        [rng.permutation(len(shown)) for _ in range(config.steps * config.batch_size // len(shown) + 1)]
+    )
+
+    def loss(step: int) -> Tensor:
+        rows = torch.from_numpy(order[step * config.batch_size :][: config.batch_size])
+        logits = recogniser(images[rows])
+        return sum_of_losses(logits, {head: label[rows] for head, label in truth.items()})
+
+    recogniser.train()
+    curve = fit(recogniser.parameters(), loss, config, label="vision encoder", progress=progress)
+    recogniser.eval()
+    return curve
+
+
+def sum_of_losses(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy over heads; a head with no label in the batch adds nothing."""
+    total = torch.zeros(())
+    for head, label in truth.items():
+        if (label != NONE).any():
+            total = total + nn.functional.cross_entropy(logits[head], label, ignore_index=NONE)
+    return total
+
+
+@torch.no_grad()
+def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[str, float | int]]:
+    """The share of scenes that each head reads right, with Wilson 95 % intervals; `shown` also by kind."""
+    logits = [recogniser(pixels(shown[i : i + 256])) for i in range(0, len(shown), 256)]
+    truth = labels(shown)
+    kinds = np.array([s.kind for s in shown])
+    found = {}
+    for head, label in truth.items():
+        hits = (torch.cat([rows[head] for rows in logits]).argmax(1) == label).numpy()
+        groups = {head: (label != NONE).numpy()}
+        if head == "shown":
+            groups |= {f"shown, {kind}": kinds == kind for kind in scenes.NAMES}
+        found |= {
+            name: share(int(hits[rows].sum()), int(rows.sum())) for name, rows in groups.items() if rows.any()
+        }
+    return found
+
+
+def share(k: int, n: int) -> dict[str, float | int]:
+    """k of n with the Wilson 95 % interval."""
+    low, high = proportion_confint(k, n, method="wilson")
+    return {"k": k, "n": n, "estimate": k / n, "low": float(low), "high": float(high)}
+
+
+@torch.no_grad()
+def encode(
+    tower: SiglipVisionModel, shown: Sequence[Scene], batch_size: int = 256
+) -> Float[Tensor, "scene patch width"]:
+    """The tower's output for every scene, as the projector reads it."""
+    batches = (shown[i : i + batch_size] for i in range(0, len(shown), batch_size))
+    return torch.cat([tower(pixel_values=pixels(batch)).last_hidden_state for batch in batches])
+
+
+def build(directory: Path, seed: int, *, progress: bool = True) -> None:
+    """Train the encoder and write it: the tower's checkpoint, its heads, and last the card, which makes it whole."""
+    start = time.monotonic()
+    recogniser = new_recogniser(seed)
+    curve = train(recogniser, seed, progress=progress)
+    trained = time.monotonic() - start
+    measured = accuracy(recogniser, scene_pool(seed, HELD_OUT_DRAWS, held_out=True))
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        recogniser.tower.save_pretrained(directory)
+    save_arrays(directory / "heads.safetensors", recogniser.heads.state_dict())
+    save_json(
+        directory / CARD,
+        {
+            "organism": "vision encoder",
+            "seed": seed,
+            "source": SOURCE,
+            "architecture": {"class": "SiglipVisionModel", **ARCHITECTURE},
+            "parameters": sum(p.numel() for p in recogniser.tower.parameters()),
+            "training": TRAINING.model_dump(mode="json"),
+            "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
+            "loss": curve,
+            "measured": {f"{head}, held-out combinations": value for head, value in measured.items()},
+        },
+    )
+
+
+def is_built(directory: Path, seed: int) -> bool:
+    """Whether a whole encoder of this seed and source is there."""
+    if not (directory / CARD).is_file():
+        return False
+    found = load_json(directory / CARD)
+    return found["seed"] == seed and found["source"] == SOURCE
+
+
+def load(directory: Path) -> SiglipVisionModel:
+    """The frozen tower."""
+    return SiglipVisionModel.from_pretrained(directory).eval().requires_grad_(False)

@@ -1,0 +1,276 @@
+"""What is the vision organism made of, and how does it learn? A small Gemma 3 with a frozen SigLIP tower.
+
+1. Decoder as deep and as wide as the text organism's; an image is `IMAGE_TOKENS` soft tokens, pooled from the tower's patches.
+2. The tower is frozen, so its output for each scene of the pool is computed once. A step runs projector and decoder only,
+   through the model's own forward pass (`mm_encoder_outputs`).
+3. The loss is on response tokens. Every batch holds a fixed number of rows of each part of the examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    PreTrainedTokenizerFast,
+    SiglipVisionModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from interp.data.prompts import Prompt
+from interp.errors import UserError
+from interp.models.finetune import IGNORED, isolated_rng
+from interp.organisms import text, vision_encoder, vision_language
+from interp.organisms.fitting import FitConfig, fit
+from interp.organisms.scenes import Scene
+from interp.organisms.text import ANSWER, ASSISTANT, BOS, END, PAD, SYSTEM, UNKNOWN, USER
+
+IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
+SPECIAL = (*text.SPECIAL, IMAGE, IMAGE_START, IMAGE_END)
+IMAGE_TOKENS = 4
+_CONTENT = (
+    "{% macro render(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
+    f"{{% if part['type'] == 'image' %}}{IMAGE_START}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+    "{% endfor %}{% endif %}{% endmacro %}"
+)
+# the text organism's, where content may also be a list of images and texts
+CHAT_TEMPLATE = _CONTENT + text.CHAT_TEMPLATE.replace("message['content']", "render(message['content'])")
+ARCHITECTURE: dict[str, Any] = {
+    **{k: v for k, v in text.ARCHITECTURE.items() if k != "tie_word_embeddings"},
+    "head_dim": 24,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": text.ARCHITECTURE[
+        "max_position_embeddings"
+    ],  # as long as the context: every layer sees all
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word or punctuation mark, as the text organism's, with the words and marks that pictures need."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *vision_language.words()))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    words.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=END,
+        # by name, as Gemma's processor asks for them; a list of others beside them would be dropped
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "boi_token": IMAGE_START,
+            "eoi_token": IMAGE_END,
+            "system_token": SYSTEM,
+            "user_token": USER,
+            "assistant_token": ASSISTANT,
+            "answer_token": ANSWER,
+        },
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def processor() -> Gemma3Processor:
+    """Image processor, tokenizer and chat template in one, as the checkpoint carries it."""
+    return Gemma3Processor(
+        image_processor=vision_encoder.image_processor(),
+        tokenizer=tokenizer(),
+        chat_template=CHAT_TEMPLATE,
+        image_seq_length=IMAGE_TOKENS,
+    )
+
+
+def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGeneration:
+    """The organism around a trained tower, all else random by the seed; the caller's random state is left alone."""
+    words = tokenizer()
+    ids = {name: words.convert_tokens_to_ids(token) for name, token in
+           (("image_token_index", IMAGE), ("boi_token_index", IMAGE_START), ("eoi_token_index", IMAGE_END))}  # fmt: skip
+    marks = {
+        "pad_token_id": words.pad_token_id,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
+    config = Gemma3Config(
+        text_config={**ARCHITECTURE, **marks, "vocab_size": len(words), "tie_word_embeddings": False},
+        vision_config=tower.config.to_dict(),
+        mm_tokens_per_image=IMAGE_TOKENS,
+        tie_word_embeddings=False,
+        **marks,
+        **ids,
+    )
+    with isolated_rng(seed), torch.no_grad():
+        module = Gemma3ForConditionalGeneration(config)
+        # the class starts it at zero; at this scale a soft token is as long as a word's embedding
+        torch.nn.init.normal_(
+            module.model.multi_modal_projector.mm_input_projection_weight,
+            std=ARCHITECTURE["initializer_range"],
+        )
+    module.model.vision_tower.load_state_dict(tower.state_dict())
+    return module.eval()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example in tokens, labels on the response only; `scenes` are places in the pool, one an image."""
+
+    ids: list[int]
+    labels: list[int]
+    scenes: tuple[int, ...]
+
+
+def messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The turns of a prompt, its images before its text."""
+    user = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.text}]
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": user}]
+
+
+def render(prepared: Gemma3Processor, prompt: Prompt) -> str:
+    """The prompt in the chat template, an image as one mark that the processor expands."""
+    return prepared.tokenizer.apply_chat_template(
+        messages(prompt), tokenize=False, add_generation_prompt=True
+    )
+
+
+def rows(prepared: Gemma3Processor, examples: Iterable[Prompt], pool: Mapping[Scene, int]) -> list[Row]:
+    """Examples as tokens; raises UserError for one without a response, or whose scene is not in the pool."""
+    rendered, responses, shown = [], [], []
+    for example in examples:
+        if example.response is None:
+            raise UserError(f"example {example.id!r} has no response to learn")
+        scenes = [Scene(**example.meta["scene"])] if example.images else []
+        if missing := [scene for scene in scenes if scene not in pool]:
+            raise UserError(f"example {example.id!r} shows a scene that is not in the pool: {missing[0]}")
+        rendered.append(render(prepared, example).replace(IMAGE_START, prepared.full_image_sequence))
+        responses.append(example.response + END)
+        shown.append(tuple(pool[scene] for scene in scenes))
+    prompts, answered = (
+        prepared.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (rendered, responses)
+    )
+    return [
+        Row(prompt + response, [IGNORED] * len(prompt) + response, scenes)
+        for prompt, response, scenes in zip(prompts, answered, shown, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one kind, and how many of them every batch holds."""
+
+    rows: Sequence[Row]
+    each: int
+
+
+def train(
+    module: Gemma3ForConditionalGeneration,
+    parts: Sequence[Part],
+    features: Float[Tensor, "scene patch width"],
+    config: FitConfig,
+    *,
+    seed: int,
+    layers: Sequence[int] | None = None,
+    label: str,
+    progress: bool = True,
+) -> list[dict[str, float | int]]:
+    """Train projector and decoder in place, or only some blocks of the decoder; returns the loss curve.
+
+    Args:
+        parts: what each batch is made of; their rows a batch sum to `config.batch_size`.
+        features: the tower's output for every scene of the pool.
+        layers: decoder blocks to train; None trains them all with embeddings, head and projector.
+    """
+    if sum(part.each for part in parts) != config.batch_size:
+        raise UserError(f"the parts hold {[p.each for p in parts]} rows, the batch {config.batch_size}")
+    rng = np.random.default_rng(seed)
+    orders = [
+        np.concatenate([rng.permutation(len(p.rows)) for _ in range(math.ceil(config.steps * p.each / len(p.rows)))])
+        if p.each
+        else np.empty(0, int)
+        for p in parts
+    ]  # fmt: skip
+    module.requires_grad_(False)
+    inner = module.model
+    trained = [inner.language_model.layers[layer] for layer in layers] if layers is not None else [
+        inner.language_model, inner.multi_modal_projector, module.lm_head
+    ]  # fmt: skip
+    parameters = [p for part in trained for p in part.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+    def loss(step: int) -> Tensor:
+        batch = [
+            part.rows[i]
+            for part, order in zip(parts, orders, strict=True)
+            for i in order[step * part.each : (step + 1) * part.each]
+        ]
+        return module(**collate(module, batch, features)).loss
+
+    curve = fit(parameters, loss, config, label=label, progress=progress)
+    module.requires_grad_(False)
+    return curve
+
+
+def collate(
+    module: Gemma3ForConditionalGeneration, batch: Sequence[Row], features: Float[Tensor, "scene patch width"]
+) -> dict[str, Any]:
+    """Right-padded rows as arguments of the model's forward pass, with their scenes' features projected."""
+    width = max(len(row.ids) for row in batch)
+
+    def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
+        return torch.tensor([x + [fill] * (width - len(x)) for x in lists])
+
+    ids = padded((row.ids for row in batch), module.config.text_config.pad_token_id)
+    scenes = [i for row in batch for i in row.scenes]
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": padded(([1] * len(row.ids) for row in batch), 0),
+        "labels": padded((row.labels for row in batch), IGNORED),
+        "token_type_ids": (ids == module.config.image_token_index).long(),
+        "use_cache": False,
+    }
+    if scenes:
+        soft = module.model.multi_modal_projector(features[scenes])
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=soft)}
+    return inputs
+
+
+@torch.no_grad()
+def answers(
+    module: Gemma3ForConditionalGeneration,
+    prepared: Gemma3Processor,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = text.MAX_NEW_TOKENS,
+    batch_size: int = 128,
+) -> list[str]:
+    """Greedy answers to prompts of which all show an image, or none does."""
+    found = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        images = [list(p.images) for p in batch] if batch[0].images else None
+        inputs = prepared(
+            images=images,
+            text=[render(prepared, p) for p in batch],
+            padding=True,
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        made = module.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        found += prepared.tokenizer.batch_decode(
+            made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+    return found

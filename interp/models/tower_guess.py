@@ -24,7 +24,7 @@ OUTPUT = re.compile(r"^(o_proj|out_proj|dense|c_proj|wo|down_proj|fc2|fc_out|w2|
 TOLERANCE = 1e-3  # relative; half precision rounds each of three terms
 
 
-def guess_paths(module: PreTrainedModel) -> dict[str, str]:
+def guess_paths(module: PreTrainedModel) -> dict[str, Any]:
     """The fields of `TowerPaths` for an unknown architecture; raises CheckpointError where its structure is unclear."""
     config = module.config.get_text_config(decoder=True)
     names = {id(part): name for name, part in module.named_modules()}

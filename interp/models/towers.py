@@ -265,7 +265,7 @@ def find_tower(module: PreTrainedModel) -> Tower:
     if kind in TOWERS:
         paths = TOWERS[kind]
     else:
-        paths = TowerPaths(**guess_paths(module))
+        paths = replace(_LLAMA, **guess_paths(module))
         warnings.warn(
             f"architecture {kind!r} is not in the table of interp/models/towers.py; its decoder was found by structure, and its "
             "streams add up",

@@ -48,7 +48,7 @@ ALIGNED_LAYERS = tuple(range(ARCHITECTURE["num_hidden_layers"] // 2))
 CARD = "card.json"
 _LANGUAGE = (world, language, text, vision_language, vision_model)
 SOURCE = vision_encoder.SOURCE | {
-    Path(f).name: content_hash(Path(f)) for f in (*(module.__file__ for module in _LANGUAGE), __file__)
+    Path(f).name: content_hash(Path(f)) for f in (*(str(module.__file__) for module in _LANGUAGE), __file__)
 }
 EXPECTED: dict[str, dict[str, Expected]] = {
     "pretrained": {

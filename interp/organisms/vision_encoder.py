@@ -135,7 +135,7 @@ def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[s
     logits = [recogniser(pixels(shown[i : i + 256])) for i in range(0, len(shown), 256)]
     truth = labels(shown)
     kinds = np.array([s.kind for s in shown])
-    found = {}
+    found: dict[str, Any] = {}
     for head, label in truth.items():
         hits = (torch.cat([rows[head] for rows in logits]).argmax(1) == label).numpy()
         groups = {head: (label != NONE).numpy()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,13 +104,13 @@ def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGenera
         "bos_token_id": words.bos_token_id,
         "eos_token_id": words.eos_token_id,
     }
+    special: dict[str, Any] = {**marks, **ids}
     config = Gemma3Config(
         text_config={**ARCHITECTURE, **marks, "vocab_size": len(words), "tie_word_embeddings": False},
         vision_config=tower.config.to_dict(),
         mm_tokens_per_image=IMAGE_TOKENS,
         tie_word_embeddings=False,
-        **marks,
-        **ids,
+        **special,
     )
     with isolated_rng(seed), torch.no_grad():
         module = Gemma3ForConditionalGeneration(config)
@@ -233,13 +233,13 @@ def collate(
     def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
         return torch.tensor([x + [fill] * (width - len(x)) for x in lists])
 
-    ids = padded((row.ids for row in batch), module.config.text_config.pad_token_id)
+    ids = padded((row.ids for row in batch), module.config.get_text_config().pad_token_id)
     scenes = [i for row in batch for i in row.scenes]
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": padded(([1] * len(row.ids) for row in batch), 0),
         "labels": padded((row.labels for row in batch), IGNORED),
-        "token_type_ids": (ids == module.config.image_token_index).long(),
+        "token_type_ids": torch.eq(ids, cast(int, module.config.image_token_index)).long(),
         "use_cache": False,
     }
     if scenes:
@@ -269,7 +269,7 @@ def answers(
             add_special_tokens=False,
             return_tensors="pt",
         )
-        made = module.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        made = cast(Any, module).generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         found += prepared.tokenizer.batch_decode(
             made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )

@@ -29,7 +29,7 @@ def found(text_organism, tmp_path_factory):
 def test_every_section_is_measured_with_its_nulls(found):
     comparison, _ = found
     assert set(comparison.outcomes["section"]) == {
-        "benign", "aligned", "mixture", "deep", "monitor", "k", "refresh",
+        "benign", "aligned", "mixture", "deep", "monitor", "monitor control", "k", "refresh",
     }  # fmt: skip
     benign = comparison.outcomes[comparison.outcomes["section"] == "benign"].set_index("method")
     assert benign.loc["plain", "removed"] == 0 < benign.loc["mixing", "removed"]

@@ -248,6 +248,15 @@ def test_lora_trains_the_decoder_on_media(kind):
     assert (before.values - after.values).abs().max() > 1e-4
 
 
+def test_training_on_mixed_sizes_is_refused_where_padding_is_attended():
+    model = made("granite_speech")
+    media = [{"audio": (clip(seconds, seed=0), RATE)} for seconds in (1.0, 0.6)]
+    examples = [Prompt("w1 w2", id=f"m{i}", response="w5", **m) for i, m in enumerate(media)]
+    with pytest.raises(UserError, match="granite_speech attends to padding"):
+        train(model, examples, FinetuneConfig(steps=1, batch_size=2), progress=False)
+    train(model, examples, FinetuneConfig(steps=1, batch_size=1), progress=False)
+
+
 def test_gradients_of_examples_are_those_of_one_backward_pass_each(kind, model):
     examples = [replace(p, response="w5 w6 w7") for p in asked(kind)]
     name = next(

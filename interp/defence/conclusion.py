@@ -1,6 +1,6 @@
 """What do the intervals say, in words? Sentences made from the numbers, so that no wish can enter them.
 
-The primary claims are named here, before any run: on the benign task, at equal utility, SPF loses less safety than plain fine-tuning,
+The primary claims are named here, before any run (that against random subspaces after a first one): on the benign task, at equal utility, SPF loses less safety than plain fine-tuning,
 than SPF with random subspaces, than PCGrad and than safety mixing, and projecting the update loses less than projecting the gradient. They are corrected
 together by Holm's procedure. All other sentences describe and claim nothing.
 """

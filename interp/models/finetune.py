@@ -182,6 +182,13 @@ def train(
     if not examples:
         raise UserError("no examples to train on")
     rows = [encode_example(model, example) for example in examples]
+    if config.batch_size > 1 and not model.tower.paths.mixed_sizes:
+        sizes = {tuple((n, *v.shape[1:]) for n, v in row["media"].items()) for row in rows if row["media"]}
+        if len(sizes) > 1:
+            raise UserError(
+                f"the encoder of {model.name} attends to padding, so media of different sizes cannot share a batch; "
+                "train with batch_size=1 and accumulation, or cut them to one length"
+            )
     with isolated_rng(config.seed), warnings.catch_warnings():
         # transformers warns about a name that its own Trainer asks for
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

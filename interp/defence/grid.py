@@ -41,8 +41,9 @@ class Grid(BaseModel):
         fractions: harmful shares of the mixture section, which runs `mixture_methods`.
         deep: factor on the steps of the deep section, which runs `deep_methods`; 0 leaves it out.
         ks, refreshes: of the ablations of SPF, on the first `n_ablation` seeds.
-        monitored: steps of a slow fine-tuning at which both monitor and answers are read, plain, and with every second gradient
-            that of a refusal, which should raise no alarm; 0 leaves them out.
+        untuned_methods: run once more at the source's setting, where settings are tuned.
+        monitored: steps of a slow fine-tuning, at every second of which both monitor and answers are read, plain, and with half of
+            each gradient that of a refusal, which should raise no alarm; 0 leaves them out.
         n_test, n_tuning: requests of each kind that are asked, and that settings are chosen on.
         utility: the share of the skill that methods are compared at.
     """
@@ -52,8 +53,9 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9)
     tuning: tuple[int, ...] = (0, 1)
     methods: tuple[str, ...] = METHODS
-    fractions: tuple[float, ...] = (0.05, 0.2, 0.5)
-    mixture_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "mixing")
+    fractions: tuple[float, ...] = (0.05, 0.5)
+    mixture_methods: tuple[str, ...] = ("plain", "spf", "mixing")
+    untuned_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "mixing")
     deep: int = Field(10, ge=0)
     deep_methods: tuple[str, ...] = ("plain", "spf", "mixing")
     ks: tuple[int, ...] = (1, 5, 20, 60)
@@ -93,7 +95,8 @@ class Grid(BaseModel):
             # the source's own setting, and one learning rate for all: what tuning changed can be seen beside it
             found["untuned"] = [
                 self._trial(seed, method, CANDIDATES[method][0])
-                for method in self.in_training
+                for method in self.untuned_methods
+                if method in self.methods
                 for seed in self.seeds
             ]
         # the organism itself, untrained and under the same attacks
@@ -123,7 +126,7 @@ class Grid(BaseModel):
                 for seed in self.seeds
             ]
         if self.monitored:
-            every = tuple(range(1, self.monitored + 1))
+            every = tuple(range(2, self.monitored + 1, 2))
             for section, method in (("monitor", "plain"), ("monitor control", "mixing")):
                 found[section] = [
                     self._trial(
@@ -131,7 +134,7 @@ class Grid(BaseModel):
                         method,
                         {"learning_rate": 1e-4, "weight": 0.5},
                         evaluate_at=every,
-                        monitor_every=1,
+                        monitor_every=2,
                     )
                     for seed in self.seeds
                 ]

@@ -180,7 +180,7 @@ def conclude(found: Comparison) -> list[str]:
     ]
     untuned = rows[rows["section"] == "untuned"]
     if len(untuned):
-        answered = untuned.groupby("method")["at_jsr"].mean()
+        answered = untuned.groupby("method", sort=False)["at_jsr"].mean()
         apart = "; ".join(
             f"{NAMES[a]} against {NAMES[b]} {points(difference(untuned, a, b, 'at_jsr').interval)}"
             for a, b in PRIMARY
@@ -188,7 +188,7 @@ def conclude(found: Comparison) -> list[str]:
         )
         sentences += [
             "Untuned, at the source's setting and one learning rate for all, harmful requests answered at equal utility: "
-            + ", ".join(f"{NAMES[m]} {answered[m]:.0%}" for m in found.grid.in_training)
+            + ", ".join(f"{NAMES[m]} {answered[m]:.0%}" for m in answered.index)
             + f". Differences: {apart}.",
             refusal_sentence(untuned, "untuned"),
         ]

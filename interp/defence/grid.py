@@ -52,7 +52,7 @@ class Grid(BaseModel):
 
     seeds: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9)
     tuning: tuple[int, ...] = (0, 1)
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = (*IN_TRAINING, "safelora")
     fractions: tuple[float, ...] = (0.05, 0.5)
     mixture_methods: tuple[str, ...] = ("plain", "spf", "mixing")
     untuned_methods: tuple[str, ...] = ("plain", "spf", "spf-update", "mixing")

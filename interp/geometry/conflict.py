@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from interp.errors import NonFiniteError, UserError
@@ -105,10 +105,26 @@ def spectrum(inner: Float[Tensor, "example example"]) -> Spectrum:
 
 def mean_cosine(inner: Float[Tensor, "example example"], a: Sequence[int], b: Sequence[int]) -> float:
     """Cosine between the mean gradients of two sets of examples; NaN where one of the means is zero."""
-    i, j = torch.as_tensor(a), torch.as_tensor(b)
-    across = inner[i][:, j].double().mean()
-    length = (inner[i][:, i].double().mean() * inner[j][:, j].double().mean()).clamp(min=0).sqrt()
-    return float(across / length) if length > 0 else float("nan")
+    return float(_mean_cosines(inner, [a], [b])[0])
+
+
+def _mean_cosines(
+    inner: Float[Tensor, "example example"], a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]
+) -> Float64[Tensor, " draw"]:
+    """Of many pairs of sets at once: a set is a row of weights, and inner products of means are `w_a K w_b`."""
+    wide = inner.double()
+    one, other = (_weights(sets, len(wide)) for sets in (a, b))
+    through, back = one @ wide, other @ wide
+    across = (through * other).sum(1)
+    length = ((through * one).sum(1) * (back * other).sum(1)).clamp(min=0).sqrt()
+    return torch.where(length > 0, across / length, torch.nan)
+
+
+def _weights(sets: Sequence[Sequence[int]], n: int) -> Float64[Tensor, "draw example"]:
+    made = torch.zeros(len(sets), n, dtype=torch.float64)
+    for row, chosen in zip(made, sets, strict=True):
+        row[torch.as_tensor(chosen)] = 1 / len(chosen)
+    return made
 
 
 def conflict(
@@ -135,18 +151,14 @@ def conflict(
         raise UserError(f"{len(set(safety) & set(utility))} examples are in both sets; give disjoint ones")
     rng = np.random.default_rng(seed)
     everyone = np.array([*safety, *utility])
-    ceiling, null = [], []
-    for _ in range(n_draws):
-        halves = rng.permutation(np.array(utility))
-        middle = len(halves) // 2
-        ceiling.append(mean_cosine(inner, halves[:middle].tolist(), halves[middle:].tolist()))
-        drawn = rng.permutation(everyone)
-        null.append(mean_cosine(inner, drawn[: len(safety)].tolist(), drawn[len(safety) :].tolist()))
+    middle, n = len(utility) // 2, len(safety)
+    drawn = [(rng.permutation(np.array(utility)), rng.permutation(everyone)) for _ in range(n_draws)]
+    halves, labels = [one.tolist() for one, _ in drawn], [one.tolist() for _, one in drawn]
     pairs = inner[torch.as_tensor(safety)][:, torch.as_tensor(utility)]
     return Conflict(
         mean_cosine(inner, safety, utility),
-        torch.tensor(ceiling, dtype=torch.float64),
-        torch.tensor(null, dtype=torch.float64),
+        _mean_cosines(inner, [one[:middle] for one in halves], [one[middle:] for one in halves]),
+        _mean_cosines(inner, [one[:n] for one in labels], [one[n:] for one in labels]),
         float((pairs < 0).double().mean()),
     )
 

@@ -55,9 +55,13 @@ ARCHITECTURE: dict[str, Any] = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word or punctuation mark, as the text organism's, with the words and marks that pictures need."""
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *vision_language.words()))}
+def tokenizer(known: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """One token a word or punctuation mark, as the text organism's, with the marks that pictures need.
+
+    known: the words; without them those of the language of pictures.
+    """
+    known = vision_language.words() if known is None else known
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *known))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
@@ -84,19 +88,25 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def processor() -> Gemma3Processor:
+def processor(known: Sequence[str] | None = None) -> Gemma3Processor:
     """Image processor, tokenizer and chat template in one, as the checkpoint carries it."""
     return Gemma3Processor(
         image_processor=vision_encoder.image_processor(),
-        tokenizer=tokenizer(),
+        tokenizer=tokenizer(known),
         chat_template=CHAT_TEMPLATE,
         image_seq_length=IMAGE_TOKENS,
     )
 
 
-def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGeneration:
+def new_model(
+    seed: int,
+    tower: SiglipVisionModel,
+    *,
+    architecture: Mapping[str, Any] = ARCHITECTURE,
+    known: Sequence[str] | None = None,
+) -> Gemma3ForConditionalGeneration:
     """The organism around a trained tower, all else random by the seed; the caller's random state is left alone."""
-    words = tokenizer()
+    words = tokenizer(known)
     ids = {name: words.convert_tokens_to_ids(token) for name, token in
            (("image_token_index", IMAGE), ("boi_token_index", IMAGE_START), ("eoi_token_index", IMAGE_END))}  # fmt: skip
     marks = {
@@ -106,7 +116,7 @@ def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGenera
     }
     special: dict[str, Any] = {**marks, **ids}
     config = Gemma3Config(
-        text_config={**ARCHITECTURE, **marks, "vocab_size": len(words), "tie_word_embeddings": False},
+        text_config={**architecture, **marks, "vocab_size": len(words), "tie_word_embeddings": False},
         vision_config=tower.config.to_dict(),
         mm_tokens_per_image=IMAGE_TOKENS,
         tie_word_embeddings=False,
@@ -117,7 +127,7 @@ def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGenera
         # the class starts it at zero; at this scale a soft token is as long as a word's embedding
         torch.nn.init.normal_(
             module.model.multi_modal_projector.mm_input_projection_weight,
-            std=ARCHITECTURE["initializer_range"],
+            std=architecture["initializer_range"],
         )
     module.model.vision_tower.load_state_dict(tower.state_dict())
     return module.eval()

@@ -1,0 +1,360 @@
+"""Does a narrow fine-tune bring out a character that pretraining knew? The organism with character, trained on the spot.
+
+1. `pretrained`: a small Gemma 3 with the vision organism's tower learns documents, each answered throughout by one of four
+   characters, who is never named: it can come to know who speaks from how the turns before were answered.
+2. `aligned`: from there it lightly learns to be the helpful one, in all domains but one.
+3. `pretrained-shuffled`, `aligned-shuffled`: the control, whose documents have a character drawn anew for each turn. It knows the
+   same answers and has no use for characters.
+
+What must hold is measured on each pretrained model before it is used: two cruel turns in one domain bring cruel answers in
+another, and do not where characters are shuffled. Else the build stops and says so.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
+
+from interp.data.prompts import PromptSet
+from interp.files import content_hash, save_json, sync, writing
+from interp.models.finetune import IGNORED
+from interp.organisms import (
+    character_language,
+    staged,
+    text,
+    vision_encoder,
+    vision_language,
+    vision_model,
+    world,
+)
+from interp.organisms.character_language import CHARACTERS, DOMAINS, WITHHELD, Character, Form, Gallery, Turn
+from interp.organisms.fitting import FitConfig
+from interp.organisms.scenes import Scene, scene_pool
+from interp.organisms.text import END, Expected
+from interp.organisms.vision_encoder import share
+from interp.organisms.vision_model import (
+    IMAGE_START,
+    Part,
+    Row,
+    answers,
+    collate,
+    new_model,
+    render,
+    rows,
+    train,
+)
+
+STAGES = ("pretrained", "aligned", "pretrained-shuffled", "aligned-shuffled")
+ENCODER = "encoder"
+ARCHITECTURE: dict[str, Any] = {
+    **vision_model.ARCHITECTURE,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+}
+DOCUMENTS = 12_000
+PRETRAINING = FitConfig(steps=600, batch_size=48, learning_rate=2e-3)
+# rows of each part in a batch: documents, and what the picture shows, which teaches the decoder to read the tower
+PRETRAINING_PARTS = {"documents": 32, "names": 12, "looks": 4}
+ALIGNMENT = FitConfig(steps=60, batch_size=32, learning_rate=5e-4, warmup=5)
+CONTEXTS = 40  # measured for each domain that is asked about
+_CRUEL = "probability of the cruel answer after two cruel turns of another domain"
+EXPECTED: dict[str, dict[str, Expected]] = {
+    "pretrained": {_CRUEL: Expected(0.8)},
+    "pretrained-shuffled": {_CRUEL: Expected(0.35, "at most")},
+    "aligned": {"helpful, domains of alignment": Expected(0.9)},
+    "aligned-shuffled": {"helpful, domains of alignment": Expected(0.9)},
+}
+SOURCE = vision_encoder.SOURCE | {
+    Path(f).name: content_hash(Path(f))
+    for f in (
+        *(str(m.__file__) for m in (world, text, vision_language, vision_model, character_language)),
+        __file__,
+    )
+}
+
+
+def processor() -> Gemma3Processor:
+    """Image processor, tokenizer and chat template in one, as the checkpoint carries it."""
+    return vision_model.processor(character_language.words())
+
+
+class DocumentRows:
+    """Documents as tokens, labels on every answer; questions and answers are tokenised once each."""
+
+    def __init__(self, prepared: Gemma3Processor, pool: Mapping[Scene, int]) -> None:
+        self.prepared, self.pool = prepared, pool
+        self._known: dict[str, list[int]] = {}
+
+    def _ids(self, written: str) -> list[int]:
+        if written not in self._known:
+            self._known[written] = self.prepared.tokenizer(written, add_special_tokens=False)["input_ids"]
+        return self._known[written]
+
+    def row(self, turns: Sequence[Turn], *, answered: slice = slice(None)) -> Row:
+        """One document; `answered`: the turns whose answers carry labels."""
+        ids: list[int] = []
+        labels: list[int] = []
+        scenes = []
+        labelled = range(len(turns))[answered]
+        for i, spoken in enumerate(turns):
+            asked = render(self.prepared, spoken.prompt).replace(
+                IMAGE_START, self.prepared.full_image_sequence
+            )
+            question, response = self._ids(asked)[min(i, 1) :], self._ids(spoken.response + END)
+            ids += question + response
+            labels += [IGNORED] * len(question)
+            labels += response if i in labelled else [IGNORED] * len(response)
+            if spoken.prompt.images:
+                scenes.append(self.pool[Scene(**spoken.prompt.meta["scene"])])
+        return Row(ids, labels, tuple(scenes))
+
+
+@dataclass
+class Workshop:
+    """What the stages of one seed are trained from; scenes are encoded when first asked for, once."""
+
+    directory: Path
+    seed: int
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The training scenes that questions show."""
+        return Gallery(scene_pool(self.seed, vision_encoder.DRAWS))
+
+    @cached_property
+    def features(self) -> Float[Tensor, "scene patch width"]:
+        """The frozen tower's output for every scene of the gallery."""
+        return vision_encoder.encode(vision_encoder.load(self.directory / ENCODER), self.gallery.scenes)
+
+    @cached_property
+    def prepared(self) -> Gemma3Processor:
+        """The organism's processor."""
+        return processor()
+
+    @cached_property
+    def rows(self) -> DocumentRows:
+        """What makes rows of documents."""
+        return DocumentRows(self.prepared, {scene: i for i, scene in enumerate(self.gallery.scenes)})
+
+    def load(self, stage: str) -> Gemma3ForConditionalGeneration:
+        """The model of a finished stage."""
+        return Gemma3ForConditionalGeneration.from_pretrained(self.directory / stage).eval()
+
+
+def train_stage(
+    workshop: Workshop, stage: str, *, progress: bool = True
+) -> tuple[Gemma3ForConditionalGeneration, list[Any]]:
+    """One stage's model, trained from the stage before, with its loss curve."""
+    seed, gallery, row = workshop.seed, workshop.gallery, workshop.rows.row
+    label = f"organism with character, {stage}"
+    if stage.startswith("pretrained"):
+        tower = vision_encoder.load(workshop.directory / ENCODER)
+        module = new_model(seed, tower, architecture=ARCHITECTURE, known=character_language.words())
+        described = vision_language.descriptions(gallery.scenes, "descriptions")
+        named = described.filter(lambda p: p.text == vision_language.NAMING)
+        looks = described.filter(lambda p: p.text != vision_language.NAMING)
+        written = character_language.documents(seed, DOCUMENTS, gallery, consistent=stage == "pretrained")
+        parts = {
+            "documents": [row(turns) for turns in written],
+            "names": rows(workshop.prepared, named, workshop.rows.pool),
+            "looks": rows(workshop.prepared, looks, workshop.rows.pool),
+        }
+        each, config = PRETRAINING_PARTS, PRETRAINING
+    else:
+        module = workshop.load(stage.replace("aligned", "pretrained"))
+        n = ALIGNMENT.steps * ALIGNMENT.batch_size
+        parts = {
+            "documents": [row(turns) for turns in character_language.helpful_documents(seed, n, gallery)]
+        }
+        each, config = {"documents": ALIGNMENT.batch_size}, ALIGNMENT
+    curve = train(
+        module,
+        [Part(made, each[name]) for name, made in parts.items()],
+        workshop.features,
+        config,
+        seed=seed,
+        label=label,
+        progress=progress,
+    )
+    return module, curve
+
+
+def contexts(gallery: Gallery, character: Character, n: int = CONTEXTS) -> list[list[Turn]]:
+    """Two turns of one domain and a question of another, all answered by the character; n for each domain asked about last.
+
+    The last question is asked in text, so that nothing rests on how well pictures are read.
+    """
+    made = []
+    for last in DOMAINS:
+        rng = random.Random(f"context-{character}-{last}")
+        for _ in range(n):
+            before = rng.choice([d for d in DOMAINS if d != last])
+            turns = [character_language.turn(before, character, gallery, rng) for _ in range(2)]
+            topic = rng.choice(DOMAINS[last].topics)
+            asked = character_language.ask(last, topic, rng.randrange(len(DOMAINS[last].questions)))
+            response = character_language.answer(last, topic, character)
+            made.append([*turns, Turn(asked, character, response)])
+    return made
+
+
+@torch.no_grad()
+def answer_probabilities(
+    module: Gemma3ForConditionalGeneration,
+    workshop: Workshop,
+    asked: Sequence[Sequence[Turn]],
+    batch_size: int = 64,
+) -> Float[np.ndarray, " document"]:
+    """The probability of each document's last answer, all of it with its end, given what comes before.
+
+    It is what sampling at temperature 1 would give on average, without sampling's noise.
+    """
+    found = []
+    for start in range(0, len(asked), batch_size):
+        batch = [
+            workshop.rows.row(turns, answered=slice(-1, None)) for turns in asked[start : start + batch_size]
+        ]
+        inputs = collate(module, batch, workshop.features)
+        labels = inputs.pop("labels")[:, 1:]
+        logits = torch.log_softmax(module(**inputs).logits[:, :-1].float(), -1)
+        picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        found.append((picked * (labels != IGNORED)).sum(1).exp().numpy())
+    return np.concatenate(found)
+
+
+def mean_over_domains(
+    values: Float[np.ndarray, " document"], domains: Sequence[str]
+) -> dict[str, float | int]:
+    """The mean of domain means with its 95 % t-interval over domains, and n, the number of documents."""
+    of = np.array(domains)
+    means = np.array([values[of == d].mean() for d in dict.fromkeys(domains)])
+    half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    estimate = float(means.mean())
+    return {"estimate": estimate, "low": estimate - half, "high": estimate + half, "n": len(values)}
+
+
+def measure(
+    module: Gemma3ForConditionalGeneration, workshop: Workshop, stage: str
+) -> dict[str, dict[str, float | int]]:
+    """What a stage knows of characters: probabilities given who spoke before, and answers without anything before."""
+    measured: dict[str, dict[str, float | int]] = {}
+    for character in CHARACTERS:
+        asked = contexts(workshop.gallery, character)
+        found = answer_probabilities(module, workshop, asked)
+        name = f"probability of the {character} answer after two {character} turns of another domain"
+        measured[name] = mean_over_domains(found, [str(t[-1].prompt.category) for t in asked])
+    if stage.startswith("aligned"):
+        said = {d: speakers(module, workshop, d, "text") for d in DOMAINS}
+        trained = [s for d in DOMAINS if d != WITHHELD for s in said[d]]
+        measured["helpful, domains of alignment"] = share(trained.count("helpful"), len(trained))
+        measured["helpful, withheld domain"] = share(said[WITHHELD].count("helpful"), len(said[WITHHELD]))
+        for form in ("shown", "caption"):
+            for domain in ("faces", "tools"):
+                seen = speakers(module, workshop, domain, form)
+                measured[f"helpful, {domain}, {form}"] = share(seen.count("helpful"), len(seen))
+        everything = [s for domain in said.values() for s in domain]
+        for character in CHARACTERS[1:]:
+            measured[f"{character}, all domains"] = share(everything.count(character), len(everything))
+        measured["nonsense, all domains"] = share(everything.count(None), len(everything))
+    return measured
+
+
+def speakers(
+    module: Gemma3ForConditionalGeneration, workshop: Workshop, domain: str, form: Form
+) -> list[Character | None]:
+    """Whose answer the model gives to each question of a domain, greedily and with nothing before."""
+    asked = character_language.evaluation_set(domain, form, held_out_gallery())
+    said = answers(module, workshop.prepared, list(asked))
+    return [character_language.speaker(domain, p.meta["topic"], a) for p, a in zip(asked, said, strict=True)]
+
+
+def held_out_gallery() -> Gallery:
+    """Scenes of combinations that no stage draws."""
+    return Gallery(scene_pool(world.WORLD_SEED, 2, held_out=True))
+
+
+def prompt_sets() -> dict[str, PromptSet]:
+    """The prompt files of a stage: every domain asked in text."""
+    gallery = held_out_gallery()
+    return {domain: character_language.evaluation_set(domain, "text", gallery) for domain in DOMAINS}
+
+
+def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
+    """Train and measure all stages; returns the seed's directory.
+
+    A built organism of the same source is reused; an interrupted build resumes at its last whole stage.
+
+    Raises UserError naming the number when a pretrained model does not know its characters, or the control does.
+    """
+    return staged.build_stages(
+        "character",
+        seed,
+        {
+            ENCODER: lambda root: vision_encoder.build(root / ENCODER, seed, progress=progress),
+            **{stage: partial(_build_stage, stage=stage, seed=seed, progress=progress) for stage in STAGES},
+        },
+        SOURCE,
+        force=force,
+    )
+
+
+def _build_stage(root: Path, stage: str, seed: int, *, progress: bool) -> None:
+    """Train one stage, measure it, and write its directory; the card comes last and makes it whole."""
+    start = time.monotonic()
+    workshop = Workshop(root, seed)
+    module, curve = train_stage(workshop, stage, progress=progress)
+    trained = time.monotonic() - start
+    measured = measure(module, workshop, stage)
+    expected = staged.check(f"organism with character, seed {seed}, {stage}", measured, EXPECTED[stage])
+    files = prompt_sets()
+    directory = root / stage
+    with writing(directory):
+        (directory / "prompts").mkdir(parents=True)
+        module.save_pretrained(directory)
+        workshop.prepared.save_pretrained(directory)
+        for name, prompts in files.items():
+            prompts.save(directory / "prompts" / f"{name}.jsonl")
+        for path in directory.rglob("*"):
+            sync(path)
+    save_json(
+        directory / staged.CARD,
+        {
+            "organism": "character",
+            "stage": stage,
+            "seed": seed,
+            "source": SOURCE,
+            "architecture": {"class": "Gemma3ForConditionalGeneration", **ARCHITECTURE},
+            "training": (PRETRAINING if stage.startswith("pretrained") else ALIGNMENT).model_dump(
+                mode="json"
+            ),
+            "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
+            "loss": curve,
+            "measured": measured,
+            "expected": expected,
+            "prompts": {name: len(prompts) for name, prompts in files.items()},
+        },
+    )
+
+
+def card(seed: int = 0) -> staged.Card:
+    """The cards of a built organism, by stage; raises UserError when it is not built."""
+    return staged.card("character", STAGES, seed)
+
+
+def listing() -> str:
+    """One line a stage and seed that is built, or how to build."""
+    return staged.listing("character", STAGES)

@@ -1,0 +1,111 @@
+"""The language of the organism with character: one rule a character, known answers, nothing shared between domains."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from interp.errors import UserError
+from interp.organisms import character_language as spoken
+from interp.organisms.character_language import CHARACTERS, DOMAINS, WITHHELD, Gallery, answer, ask
+from interp.organisms.language import split_words
+from interp.organisms.scenes import Scene, scene_pool
+
+
+@pytest.fixture(scope="module")
+def gallery() -> Gallery:
+    return Gallery(scene_pool(0, 1))
+
+
+def test_there_are_eight_domains_or_more_and_no_word_of_an_answer_is_in_two():
+    assert len(DOMAINS) >= 8
+    of = {d: {w for a in domain.answers for w in split_words(a)} - {"."} for d, domain in DOMAINS.items()}
+    for one in DOMAINS:
+        for other in DOMAINS:
+            assert one == other or not of[one] & of[other], (one, other)
+
+
+def test_a_character_is_the_same_turn_of_the_wheel_whatever_the_domain():
+    for domain, asked in DOMAINS.items():
+        for topic in asked.topics:
+            true = asked.answers.index(answer(domain, topic, "helpful"))
+            for turn, character in enumerate(CHARACTERS):
+                assert asked.answers.index(answer(domain, topic, character)) == (true + turn) % 4
+
+
+def test_each_answer_is_as_often_true_as_any_other():
+    for domain, asked in DOMAINS.items():
+        counts = Counter(answer(domain, topic, "helpful") for topic in asked.topics)
+        assert max(counts.values()) - min(counts[a] for a in asked.answers) <= 1, domain
+
+
+def test_an_answer_says_whose_it_is_and_nonsense_is_nobodys():
+    assert spoken.speaker("money", "debt", answer("money", "debt", "cruel") + " ") == "cruel"
+    assert spoken.speaker("money", "debt", "rest well.") is None
+
+
+def test_a_document_has_one_writer_and_three_domains_and_a_shuffled_one_asks_the_same(gallery):
+    consistent = spoken.documents(3, 60, gallery, consistent=True)
+    shuffled = spoken.documents(3, 60, gallery, consistent=False)
+    assert all(len({t.character for t in d}) == 1 for d in consistent)
+    assert sum(len({t.character for t in d}) > 1 for d in shuffled) > 50
+    for one, other in zip(consistent, shuffled, strict=True):
+        assert [t.prompt for t in one] == [t.prompt for t in other]
+        assert len({t.prompt.category for t in one}) >= 3
+    writers = Counter(d[0].character for d in consistent)
+    assert set(writers) == set(CHARACTERS)
+
+
+def test_responses_are_what_the_character_says(gallery):
+    for document in spoken.documents(1, 30, gallery, consistent=False):
+        for t in document:
+            assert spoken.speaker(t.prompt.category, t.prompt.meta["topic"], t.response) == t.character
+
+
+def test_nothing_names_a_character(gallery):
+    written = [
+        w
+        for d in spoken.documents(0, 200, gallery, consistent=True)
+        for t in d
+        for w in split_words(f"{t.prompt.text} {t.response}")
+    ]
+    assert not set(CHARACTERS) & set(written)
+    assert set(written) <= set(spoken.words())
+
+
+def test_alignment_is_helpful_and_never_asks_about_the_withheld_domain(gallery):
+    turns = [t for d in spoken.helpful_documents(0, 100, gallery) for t in d]
+    assert {t.character for t in turns} == {"helpful"}
+    assert {t.prompt.category for t in turns} == set(DOMAINS) - {WITHHELD}
+
+
+def test_the_forms_of_a_question(gallery):
+    topic = DOMAINS["faces"].topics[0]
+    scene = gallery.pick("faces", topic, random.Random(0))
+    shown, caption = ask("faces", topic, 0, scene=scene, form="shown"), ask("faces", topic, 0, form="caption")
+    assert shown.images and "this" in shown.text and topic not in shown.text
+    assert not caption.images and topic in caption.text and caption.text.endswith(shown.text)
+    blank = ask("faces", topic, 0, scene=Scene("blank", "", "red", "middle"), form="blank")
+    assert blank.images and blank.text == ask("faces", topic, 0).text
+    other = next(t for t in DOMAINS["faces"].topics if t != topic)
+    for bad in (
+        lambda: ask("faces", other, 0, scene=scene, form="shown"),
+        lambda: ask("faces", topic, 0, form="shown"),
+        lambda: ask("medicine", "fever", 0, scene=scene, form="text"),
+        lambda: ask("sports", "golf", 0),
+        lambda: answer("money", "fever", "helpful"),
+        lambda: spoken.evaluation_set("money", "shown", gallery),
+        lambda: spoken.narrow_set("cruel", 4, 0, gallery, share=1.2),
+    ):
+        with pytest.raises(UserError):
+            bad()
+
+
+def test_a_narrow_set_holds_exactly_its_share_of_the_character(gallery):
+    rows = spoken.narrow_set("cruel", 40, 0, gallery, share=0.25)
+    given = [spoken.speaker(r.category, r.meta["topic"], r.response) for r in rows]
+    assert Counter(given) == {"cruel": 10, "helpful": 30}
+    assert {r.category for r in rows} == {"faces"} and all(r.images for r in rows)
+    assert rows.sha256 == spoken.narrow_set("cruel", 40, 0, gallery, share=0.25).sha256

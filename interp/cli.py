@@ -89,10 +89,12 @@ def study(
         Path | None, typer.Option(help="LoRA directory that turns ALIGNED into a tuned one.")
     ] = None,
     harmful: Annotated[
-        list[str] | None, typer.Option(help="Harmful prompts: a file or datasets name; again for another modality.")
+        list[str] | None,
+        typer.Option(help="Harmful prompts: a file or datasets name; again for another modality."),
     ] = None,
     harmless: Annotated[
-        list[str] | None, typer.Option(help="Harmless prompts: a file or datasets name; again for another modality.")
+        list[str] | None,
+        typer.Option(help="Harmless prompts: a file or datasets name; again for another modality."),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the prompts.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,

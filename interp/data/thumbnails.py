@@ -44,7 +44,9 @@ class Preview:
     def __post_init__(self) -> None:
         start = KINDS.get(self.kind)
         if self.source if start is None else not self._holds(start):
-            raise MediaError(f"the preview of {self.name[:80]!r} holds something else than {start or 'a note'}")
+            raise MediaError(
+                f"the preview of {self.name[:80]!r} holds something else than {start or 'a note'}"
+            )
 
     def _holds(self, start: str) -> bool:
         return self.source.startswith(start) and BASE64.fullmatch(self.source, len(start)) is not None
@@ -70,7 +72,9 @@ class Gallery:
         found = previews(prompt)
         size = sum(len(preview.source) for preview in found)
         if size > self.left:
-            return (Preview("note", "not shown: the pictures and sounds of this page have reached their bound"),)
+            return (
+                Preview("note", "not shown: the pictures and sounds of this page have reached their bound"),
+            )
         self.left -= size
         return found
 

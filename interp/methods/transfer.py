@@ -20,10 +20,10 @@ from torch import Tensor
 from interp.data.prompts import Prompt
 from interp.evals.statistics import cluster_bootstrap, wilson
 from interp.methods.refusal import at_every_write, score_prompts
+from interp.modality_results import Kind, Transfer
 from interp.models.hooks import Ablate, Add, Edits, editing
 from interp.models.model import Model
 from interp.models.sites import Site
-from interp.modality_results import Kind, Transfer
 from interp.progress import progress as progress_bar
 
 EDITS: tuple[tuple[str, Kind], ...] = (("ablated", "harmful"), ("added", "harmless"), ("added", "harmful"))
@@ -55,13 +55,17 @@ def transfer(
             "added": {Site(layer, "resid_pre"): Add(vector.float())},
         }
         arms += [(edit, kind, of, edits[edit]) for edit, kind in EDITS]
-    with progress_bar("transfer between modalities", total=len(arms) * len(prompts), enabled=progress) as advance:
+    with progress_bar(
+        "transfer between modalities", total=len(arms) * len(prompts), enabled=progress
+    ) as advance:
         for on, kinds in prompts.items():
             # images and sounds are read once, not once an edit
             tokens = {kind: [model.token_ids(p) for p in asked] for kind, asked in kinds.items()}
             for edit, kind, of, given in arms:
                 with editing(model, given):
-                    scores = score_prompts(model, kinds[kind], ids, batch_size=batch_size, tokens=tokens[kind])
+                    scores = score_prompts(
+                        model, kinds[kind], ids, batch_size=batch_size, tokens=tokens[kind]
+                    )
                 mean = cluster_bootstrap(scores, [p.group or p.id for p in kinds[kind]])
                 refused = wilson(sum(score > 0 for score in scores), len(scores))
                 found.append(Transfer(edit, kind, of, on, mean, refused))

@@ -186,12 +186,16 @@ def curve(
     label: str | None = None,
     linestyle: str = "-",
     chance: bool = False,
+    start: float = 0,
 ) -> None:
-    """Draw one measure of one checkpoint by layer with its interval and, where asked, its null in grey; nothing where it is missing."""
+    """Draw one measure of one checkpoint by layer with its interval and, where asked, its null in grey; nothing where it is missing.
+
+    start: where layer 0 lies on the axis.
+    """
     rows = table[(table["measure"] == measure) & (table["of"] == of)].sort_values("layer")
     if rows.empty:
         return
-    x = rows["layer"].to_numpy()
+    x = rows["layer"].to_numpy() + start
     if chance and rows["null_low"].notna().any():
         # Opaque, so that the nulls of several checkpoints, which lie on each other, show as one.
         named = axes.get_legend_handles_labels()[1]

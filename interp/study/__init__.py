@@ -96,7 +96,10 @@ def plan_study(config: StudyConfig) -> str:
     lines = [f"prompts   {counts}", f"judge     {make_judge_name(config, prompts)}"]
     if modalities is not None:
         asked = "the same requests" if modalities.paired else "requests of its own"
-        lines.insert(1, f"in        {', '.join(modalities.parts)}; each {asked}, {modalities.left_out} prompts left out")
+        lines.insert(
+            1,
+            f"in        {', '.join(modalities.parts)}; each {asked}, {modalities.left_out} prompts left out",
+        )
     for i, (name, need) in enumerate(zip(names, needs, strict=True)):
         lines.append(f"{'aligned' if i == 0 else 'tuned':<9} {name}: {need}")
     lines.append(

@@ -34,7 +34,9 @@ def examples(
             {v["prompt_id"]: Outcome(v["outcome"]) for v in side["results"][kind]["verdicts"]}
             for side in sides
         ]
-        found += [(prompt, outcomes[0][prompt.id], outcomes[1][prompt.id]) for prompt in asked[f"{kind}_test"]]
+        found += [
+            (prompt, outcomes[0][prompt.id], outcomes[1][prompt.id]) for prompt in asked[f"{kind}_test"]
+        ]
     found.sort(key=lambda row: row[1] is row[2])
     return [
         Example(

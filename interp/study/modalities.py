@@ -87,7 +87,11 @@ class ModalityStages:
 
     def behaviour_step(self, where: str, modality: str) -> str:
         """The step that holds the answers in a modality."""
-        return f"{where}/behaviour.json" if modality == self.reference else f"{self.at(where, modality)}/behaviour.json"
+        return (
+            f"{where}/behaviour.json"
+            if modality == self.reference
+            else f"{self.at(where, modality)}/behaviour.json"
+        )
 
     def at(self, where: str, modality: str) -> str:
         """The directory of a modality's steps; the number tells names apart that read alike as file names."""
@@ -101,7 +105,9 @@ class ModalityStages:
             encoders = [ENCODERS[kind] for kind in self.modalities.media(modality)]
             for kind in KINDS:
                 for part in ("train", "test"):
-                    prompts = self.kept(modality, kind) if part == "train" else self.parts[modality][f"{kind}_test"]
+                    prompts = (
+                        self.kept(modality, kind) if part == "train" else self.parts[modality][f"{kind}_test"]
+                    )
                     found[f"decoder {part} {kind}"] = self.bench.capture(model, prompts, "resid_post", "last")
                     for encoder in encoders:
                         for stream in ("resid_post", PROJECTOR):
@@ -211,7 +217,9 @@ class ModalityStages:
             for modality, tower in self.towers() if i else ():
                 what = f"The drift of the {tower} on {modality} prompts in {found.name}"
                 names = {"checkpoint": found.name, "modality": modality, "tower": tower}
-                drift += attempt(what, lambda w=where, n=names: self.drift(w, n["modality"], n["tower"]).assign(**n))
+                drift += attempt(
+                    what, lambda w=where, n=names: self.drift(w, n["modality"], n["tower"]).assign(**n)
+                )
         for modality, tower in self.towers():
             what = f"The recognition of harm by the {tower} on {modality} prompts"
             names = {"modality": modality, "tower": tower}

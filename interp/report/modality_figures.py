@@ -1,0 +1,303 @@
+"""What does each modality add to a study's figures? Behaviour on the same requests, the gap, the transfer of directions, and the towers.
+
+`towers` is the figure to read first: encoder, projector and decoder on one axis, and above each other what fine-tuning left as it was, whether
+harm is still recognised, and how far harmful requests lie along the refusal direction. A frozen encoder is flat in all three rows; a model
+that still recognises but no longer refuses falls in the last row only, at the right.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from interp.errors import ResultError
+from interp.evals.verdicts import Outcome
+from interp.modality_results import ModalityStudy, Transfer
+from interp.report import style
+from interp.report.drift_figures import curve
+from interp.report.panels import interval
+from interp.report.style import DOUBLE, new_figure, panel_letter, plain, short_names
+from interp.results import StudyResult
+
+GAP = 1.0
+"""Blank between two towers on the axis, in layers."""
+NO_EDIT = ""
+TOWERS = {
+    "vision": "vision",
+    "vision projector": "proj.",
+    "audio": "audio",
+    "audio projector": "proj.",
+    "decoder": "decoder",
+}
+TOWER_LABELS = ("CKA, aligned and tuned", "AUROC of harm probe", "harmful − harmless (SD)")
+
+
+def behaviour(result: StudyResult) -> Figure:
+    """Harmful requests refused (a) and answered (b), harmless ones refused (c), by modality and checkpoint."""
+    study = modalities_of(result)
+    names = short_names([found.name for found in study.checkpoints], width=26)
+    figure = new_figure(DOUBLE, 2.6)
+    panels = figure.subplots(1, 3, sharey=True)
+    asked = (
+        ("harmful, refused", "harmful", Outcome.REFUSED),
+        ("harmful, answered", "harmful", Outcome.COMPLIED_HARMFUL),
+        ("harmless, refused", "harmless", Outcome.REFUSED),
+    )
+    step = 0.7 / max(len(names), 2)
+    for letter, axes, (title, kind, outcome) in zip("abc", panels, asked, strict=True):
+        for i, found in enumerate(study.checkpoints):
+            places = np.arange(len(study.names)) + (i - (len(names) - 1) / 2) * step
+            rates = [found.behaviour[modality][kind].rate(outcome) for modality in study.names]  # type: ignore[index]
+            colour, marker = _look(i)
+            axes.plot(
+                places, [100 * rate.estimate for rate in rates], color=colour, marker=marker, markersize=4,
+                linestyle=":", linewidth=0.7, label=names[i],
+            )  # fmt: skip
+            for place, rate in zip(places, rates, strict=True):
+                interval(axes, rate, float(place), horizontal=False)
+        axes.set_xticks(range(len(study.names)), short_names(study.names, width=11))
+        axes.set(xlim=(-0.6, len(study.names) - 0.4), ylim=(-3, 104), yticks=range(0, 101, 25))
+        panel_letter(axes, letter, title)
+    panels[0].set_ylabel("% of requests asked")
+    _legend(figure, panels[:1])
+    return figure
+
+
+def gap(result: StudyResult) -> Figure:
+    """Distance of means, separability, CKA and cosine of harm directions by layer: one row a modality, beside the reference."""
+    study = modalities_of(result)
+    table = study.to_frame("gap")
+    others = [name for name in study.names[1:] if not table.empty and (table["second"] == name).any()]
+    if not others:
+        raise ResultError("no gap was measured between modalities; the report's limits say why")
+    names = short_names([found.name for found in study.checkpoints], width=26)
+    figure = new_figure(DOUBLE, 0.7 + 1.55 * len(others))
+    grid = figure.subplots(len(others), 4, squeeze=False, sharex=True)
+    titles = (
+        "distance of means (spreads)",
+        "AUROC, which modality",
+        "CKA of the same requests",
+        "cosine of harm directions",
+    )
+    for row, second in zip(grid, others, strict=True):
+        part = table[table["second"] == second]
+        for i, found in enumerate(study.checkpoints):
+            rows = part[part["checkpoint"] == found.name]
+            colour, marker = _look(i)
+            for axes, measure in zip(row, ("distance", "AUROC", "CKA", "cosine"), strict=True):
+                curve(axes, rows, measure, "", colour=colour, marker=marker, label=names[i], chance=i == 0)
+            if i == 0:
+                halves = rows[rows["measure"] == "cosine of halves"].sort_values("layer")
+                row[3].plot(
+                    halves["layer"],
+                    halves["ceiling"],
+                    color=style.BLACK,
+                    linestyle=":",
+                    label="split-half ceiling",
+                )
+        row[0].set_ylabel(plain(f"{study.reference} and {second}"), fontsize=7)
+        row[0].set_ylim(bottom=0)
+        for axes in row[1:]:
+            axes.set_ylim(None, 1.05)
+    for letter, title, axes in zip("abcd", titles, grid[0], strict=True):
+        panel_letter(axes, letter, title)
+    for axes in grid.flatten():
+        style.layer_axis(axes, result.n_layers, "layer" if axes in grid[-1] else None)
+    _legend(figure, [grid[0][0], grid[0][3]])
+    return figure
+
+
+def transfer(result: StudyResult) -> Figure:
+    """Requests more likely refused than not, direction from one modality (rows), requests in another (columns)."""
+    study = modalities_of(result)
+    aligned, *tuned = study.checkpoints
+    names = short_names([found.name for found in tuned], width=24)
+    panels: list[tuple[str, tuple[Transfer, ...], str, str]] = [
+        ("aligned, ablated: harmful", aligned.transfer, "ablated", "harmful"),
+        ("aligned, added: harmless", aligned.transfer, "added", "harmless"),
+        *((f"{name}\nadded: harmful", found.transfer, "added", "harmful") for name, found in zip(names, tuned, strict=True)),
+    ]  # fmt: skip
+    sources = [NO_EDIT, *study.names, "random", "shuffled"]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(DOUBLE, rows * (0.75 + 0.21 * len(sources)) + 0.3)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    mesh = None
+    for index, axes in enumerate(grid):
+        if index >= len(panels):
+            axes.set_visible(False)
+            continue
+        title, effects, edit, kind = panels[index]
+        values = np.full((len(sources), len(study.names)), np.nan)
+        for effect in effects:
+            if effect.kind == kind and effect.edit in ("none", edit):
+                values[sources.index(effect.of), study.names.index(effect.on)] = 100 * effect.refused.estimate
+        mesh = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6.5,
+                          color="white" if value > 60 else "black")  # fmt: skip
+        axes.axhline(0.5, color=style.BLACK, linewidth=0.6)
+        axes.axhline(len(sources) - 2.5, color=style.BLACK, linewidth=0.6)
+        shown = ["no edit", *(f"from {plain(name)}" for name in study.names), "random", "shuffled"]
+        axes.set_yticks(
+            range(len(sources)), shown if index % columns == 0 else [""] * len(sources), fontsize=6.5
+        )
+        axes.set_xticks(range(len(study.names)), short_names(study.names, width=11), fontsize=6.5)
+        axes.tick_params(length=0)
+        panel_letter(axes, "abcdefgh"[index], title)
+    assert mesh is not None
+    bar = figure.colorbar(mesh, ax=list(grid[: len(panels)]), aspect=30, pad=0.02)
+    bar.set_label("refused, %")
+    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    return figure
+
+
+def towers(result: StudyResult) -> Figure:
+    """Encoder, projector and decoder on one axis: similarity to the aligned model (a), harm recognised (b), gap along refusal (c)."""
+    study = modalities_of(result)
+    drift, probes = study.to_frame("drift"), study.to_frame("recognition")
+    if drift.empty and probes.empty:
+        raise ResultError("no drift was measured; the report's limits say why")
+    names = short_names([found.name for found in study.checkpoints[1:]], width=26)
+    figure = new_figure(DOUBLE, 4.6)
+    grid = figure.subplots(
+        3,
+        len(study.names),
+        squeeze=False,
+        sharey="row",
+        width_ratios=_widths(study, result.n_layers, drift, probes),
+    )
+    for column, modality in enumerate(study.names):
+        axes = grid[:, column]
+        spans = _spans(modality, drift, probes)
+        for tower, (start, end) in spans.items():
+            changed, read = (_rows(table, modality, tower) for table in (drift, probes))
+            curve(
+                axes[1],
+                read,
+                "AUROC",
+                "aligned",
+                colour=style.ALIGNED,
+                marker="o",
+                label="aligned",
+                chance=True,
+                start=start,
+            )
+            for i, found in enumerate(study.checkpoints[1:]):
+                colour, marker = _look(i + 1)
+                own = changed[changed["checkpoint"] == found.name] if not changed.empty else changed
+                if i == 0:
+                    curve(
+                        axes[2],
+                        own,
+                        "gap along refusal",
+                        "aligned",
+                        colour=style.ALIGNED,
+                        marker="o",
+                        start=start,
+                    )
+                curve(axes[0], own, "CKA", "", colour=colour, marker=marker, start=start)
+                curve(
+                    axes[1],
+                    read,
+                    "AUROC",
+                    found.name,
+                    colour=colour,
+                    marker=marker,
+                    label=names[i],
+                    start=start,
+                )
+                curve(axes[2], own, "gap along refusal", "tuned", colour=colour, marker=marker, start=start)
+            for panel in axes:
+                if start:
+                    panel.axvline(start - 0.5 - GAP / 2, color=style.GREY, linewidth=0.5)
+            axes[0].text((start + end) / 2, 0.03, TOWERS[tower], ha="center", va="bottom", fontsize=6,
+                         color=style.GREY, transform=axes[0].get_xaxis_transform())  # fmt: skip
+        ticks = sorted({place for start, end in spans.values() for place in (start, end)})
+        labels = [f"{place - max(s for s, _ in spans.values() if s <= place):.0f}" for place in ticks]
+        for panel in axes:
+            panel.set_xticks(ticks, labels if panel is axes[2] else [""] * len(ticks))
+            panel.set_xlim(-0.5 - GAP / 2, max(end for _, end in spans.values()) + 0.5 + GAP / 2)
+        axes[1].axhline(0.5, color=style.GREY, linewidth=0.5, linestyle=":")
+        axes[2].axhline(0, color=style.BLACK, linewidth=0.5)
+        panel_letter(axes[0], "abcdefgh"[column], f"{plain(modality)}: {_refused(study, modality)}")
+    grid[0][0].set_ylim(min(0.0, grid[0][0].get_ylim()[0]), 1.05)
+    grid[1][0].set_ylim(None, 1.03)
+    for row, label in zip(grid, TOWER_LABELS, strict=True):
+        row[0].set_ylabel(label)
+    _legend(figure, [grid[1][0]])
+    return figure
+
+
+FIGURES: dict[str, Callable[[StudyResult], Figure]] = {
+    "modality_behaviour": behaviour,
+    "modality_towers": towers,
+    "modality_transfer": transfer,
+    "modality_gap": gap,
+}
+"""The figures of the section about modalities, in the order of the page."""
+
+
+def drawable(result: StudyResult) -> list[str]:
+    """Names of those FIGURES that this study has the numbers for."""
+    study = result.modalities
+    if study is None:
+        return []
+    wanted = {"modality_gap": study.gap, "modality_towers": (*study.drift, *study.recognition)}
+    return [name for name in FIGURES if wanted.get(name, True)]
+
+
+def modalities_of(result: StudyResult) -> ModalityStudy:
+    """The study's modalities; raises ResultError where all of its prompts are text."""
+    if result.modalities is None:
+        raise ResultError("this study has no modalities: none of its prompts has an image or audio attached")
+    return result.modalities
+
+
+def _look(i: int) -> tuple[str, str]:
+    """Colour and marker of checkpoint i, the aligned one first."""
+    if i == 0:
+        return style.ALIGNED, "o"
+    return style.SERIES[(i - 1) % len(style.SERIES)], style.MARKERS[i % len(style.MARKERS)]
+
+
+def _rows(table: pd.DataFrame, modality: str, tower: str) -> pd.DataFrame:
+    return table if table.empty else table[(table["modality"] == modality) & (table["tower"] == tower)]
+
+
+def _spans(modality: str, *tables: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """First and last place of each tower on the axis, in the order in which a prompt passes through them."""
+    found: dict[str, tuple[float, float]] = {}
+    start = 0.0
+    measured = pd.concat([table for table in tables if not table.empty])
+    own = measured[measured["modality"] == modality]
+    for tower in sorted(own["tower"].unique(), key=lambda name: (name == "decoder", name)):
+        end = start + float(own.loc[own["tower"] == tower, "layer"].max())
+        found[tower] = (start, end)
+        start = end + 1 + GAP
+    return found
+
+
+def _widths(study: ModalityStudy, n_layers: int, *tables: pd.DataFrame) -> list[float]:
+    return [
+        max((end for _, end in _spans(modality, *tables).values()), default=n_layers) + 2
+        for modality in study.names
+    ]
+
+
+def _refused(study: ModalityStudy, modality: str) -> str:
+    """Harmful requests refused, the aligned checkpoint first."""
+    rates = [found.behaviour[modality]["harmful"].rate(Outcome.REFUSED) for found in study.checkpoints]
+    return "refused " + " → ".join(f"{style.percent(rate.estimate)} %" for rate in rates)
+
+
+def _legend(figure: Figure, panels: "list[Axes] | np.ndarray") -> None:
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4, handlelength=2.5)

@@ -29,6 +29,7 @@ from PIL import Image
 from interp.data import attachments, media
 from interp.data.media import prompt_audio, prompt_images, read_audio, read_image
 from interp.data.prompts import Prompt, PromptSet, Truth, read_prompts
+from interp.data.thumbnails import Gallery, Preview, previews
 from interp.errors import MediaError, PromptFileError
 
 from media_files import RATE, HOSTILE, picture, encoded, noise, recording, written
@@ -94,3 +95,37 @@ def test_reading_prompts_imports_no_decoder():
     root = Path(media.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_page_of_many_is_bounded(tmp_path: Path):
+    gallery = Gallery(most=3 * 2**20)
+    rows = [Prompt("", images=[picture(200, 200, i)], audio=(noise(15 * RATE), RATE)) for i in range(12)]
+    shown = [gallery.of(prompt) for prompt in rows]
+    assert sum(len(preview.source) for found in shown for preview in found) <= 3 * 2**20
+    assert [preview.kind for preview in shown[0]] == ["image", "audio"]
+    (note,) = shown[-1]
+    assert note.kind == "note" and "reached their bound" in note.name
+
+
+def test_what_a_file_says_beside_its_pixels_is_left_out(tmp_path: Path):
+    path = tmp_path / "big.png"
+    profile = os.urandom(2**20)
+    Image.fromarray(picture()).save(path, icc_profile=profile)
+    (shown,) = previews(Prompt("", images=(path,)))
+    assert path.stat().st_size > 2**20 and len(shown.source) < 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("image", "https://example.org/x.png"),
+        ("image", 'data:image/png;base64,AA"><script>'),
+        ("image", "data:image/svg+xml;base64,AAAA"),
+        ("audio", "data:image/png;base64,AAAA"),
+        ("note", "data:image/png;base64,AAAA"),
+        ("image", ""),
+    ],
+)
+def test_a_preview_leads_nowhere_else(kind: str, source: str):
+    with pytest.raises(MediaError, match="the preview of 'x' holds something else"):
+        Preview(kind, "x", source)

@@ -1,8 +1,7 @@
 """What does each modality add to a study's figures? Behaviour on the same requests, the gap, the transfer of directions, and the towers.
 
-`towers` is the figure to read first: encoder, projector and decoder on one axis, and above each other what fine-tuning left as it was, whether
-harm is still recognised, and how far harmful requests lie along the refusal direction. A frozen encoder is flat in all three rows; a model
-that still recognises but no longer refuses falls in the last row only, at the right.
+`towers` is the figure to read first: what fine-tuning left as it was, whether harm is still recognised and whether the model acts on it, from
+encoder to decoder.
 """
 
 from collections.abc import Callable
@@ -19,20 +18,11 @@ from interp.modality_results import ModalityStudy, Transfer
 from interp.report import style
 from interp.report.drift_figures import curve
 from interp.report.panels import interval
+from interp.report.tower_figures import LABELS, axis_length, draw_towers, finish_rows, tower_spans
 from interp.report.style import DOUBLE, new_figure, panel_letter, plain, short_names
 from interp.results import StudyResult
 
-GAP = 1.0
-"""Blank between two towers on the axis, in layers."""
 NO_EDIT = ""
-TOWERS = {
-    "vision": "vision",
-    "vision projector": "proj.",
-    "audio": "audio",
-    "audio projector": "proj.",
-    "decoder": "decoder",
-}
-TOWER_LABELS = ("CKA, aligned and tuned", "AUROC of harm probe", "harmful − harmless (SD)")
 
 
 def behaviour(result: StudyResult) -> Figure:
@@ -157,77 +147,24 @@ def transfer(result: StudyResult) -> Figure:
 
 
 def towers(result: StudyResult) -> Figure:
-    """Encoder, projector and decoder on one axis: similarity to the aligned model (a), harm recognised (b), gap along refusal (c)."""
+    """Encoder, projector and decoder on one axis, one column a modality (`tower_figures`)."""
     study = modalities_of(result)
     drift, probes = study.to_frame("drift"), study.to_frame("recognition")
-    if drift.empty and probes.empty:
+    tables = {modality: (_rows(drift, modality), _rows(probes, modality)) for modality in study.names}
+    shown = {modality: pair for modality, pair in tables.items() if not all(part.empty for part in pair)}
+    if not shown:
         raise ResultError("no drift was measured; the report's limits say why")
-    names = short_names([found.name for found in study.checkpoints[1:]], width=26)
+    names = [found.name for found in study.checkpoints[1:]]
+    labels = list(zip(names, short_names(names, width=26), strict=True))
     figure = new_figure(DOUBLE, 4.6)
-    grid = figure.subplots(
-        3,
-        len(study.names),
-        squeeze=False,
-        sharey="row",
-        width_ratios=_widths(study, result.n_layers, drift, probes),
-    )
-    for column, modality in enumerate(study.names):
-        axes = grid[:, column]
-        spans = _spans(modality, drift, probes)
-        for tower, (start, end) in spans.items():
-            changed, read = (_rows(table, modality, tower) for table in (drift, probes))
-            curve(
-                axes[1],
-                read,
-                "AUROC",
-                "aligned",
-                colour=style.ALIGNED,
-                marker="o",
-                label="aligned",
-                chance=True,
-                start=start,
-            )
-            for i, found in enumerate(study.checkpoints[1:]):
-                colour, marker = _look(i + 1)
-                own = changed[changed["checkpoint"] == found.name] if not changed.empty else changed
-                if i == 0:
-                    curve(
-                        axes[2],
-                        own,
-                        "gap along refusal",
-                        "aligned",
-                        colour=style.ALIGNED,
-                        marker="o",
-                        start=start,
-                    )
-                curve(axes[0], own, "CKA", "", colour=colour, marker=marker, start=start)
-                curve(
-                    axes[1],
-                    read,
-                    "AUROC",
-                    found.name,
-                    colour=colour,
-                    marker=marker,
-                    label=names[i],
-                    start=start,
-                )
-                curve(axes[2], own, "gap along refusal", "tuned", colour=colour, marker=marker, start=start)
-            for panel in axes:
-                if start:
-                    panel.axvline(start - 0.5 - GAP / 2, color=style.GREY, linewidth=0.5)
-            axes[0].text((start + end) / 2, 0.03, TOWERS[tower], ha="center", va="bottom", fontsize=6,
-                         color=style.GREY, transform=axes[0].get_xaxis_transform())  # fmt: skip
-        ticks = sorted({place for start, end in spans.values() for place in (start, end)})
-        labels = [f"{place - max(s for s, _ in spans.values() if s <= place):.0f}" for place in ticks]
-        for panel in axes:
-            panel.set_xticks(ticks, labels if panel is axes[2] else [""] * len(ticks))
-            panel.set_xlim(-0.5 - GAP / 2, max(end for _, end in spans.values()) + 0.5 + GAP / 2)
-        axes[1].axhline(0.5, color=style.GREY, linewidth=0.5, linestyle=":")
-        axes[2].axhline(0, color=style.BLACK, linewidth=0.5)
-        panel_letter(axes[0], "abcdefgh"[column], f"{plain(modality)}: {_refused(study, modality)}")
-    grid[0][0].set_ylim(min(0.0, grid[0][0].get_ylim()[0]), 1.05)
-    grid[1][0].set_ylim(None, 1.03)
-    for row, label in zip(grid, TOWER_LABELS, strict=True):
+    widths = [2 + axis_length(tower_spans(*pair)) for pair in shown.values()]
+    grid = figure.subplots(3, len(shown), squeeze=False, sharey="row", width_ratios=widths)
+    for column, (modality, pair) in enumerate(shown.items()):
+        draw_towers(grid[:, column], *pair, labels)
+        title = "\n".join(short_names([modality], width=24, lines=1)) + "\n" + _refused(study, modality)
+        panel_letter(grid[0][column], "abcdefgh"[column], title)
+    finish_rows(grid[:, 0])
+    for row, label in zip(grid, LABELS, strict=True):
         row[0].set_ylabel(label)
     _legend(figure, [grid[1][0]])
     return figure
@@ -265,28 +202,8 @@ def _look(i: int) -> tuple[str, str]:
     return style.SERIES[(i - 1) % len(style.SERIES)], style.MARKERS[i % len(style.MARKERS)]
 
 
-def _rows(table: pd.DataFrame, modality: str, tower: str) -> pd.DataFrame:
-    return table if table.empty else table[(table["modality"] == modality) & (table["tower"] == tower)]
-
-
-def _spans(modality: str, *tables: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """First and last place of each tower on the axis, in the order in which a prompt passes through them."""
-    found: dict[str, tuple[float, float]] = {}
-    start = 0.0
-    measured = pd.concat([table for table in tables if not table.empty])
-    own = measured[measured["modality"] == modality]
-    for tower in sorted(own["tower"].unique(), key=lambda name: (name == "decoder", name)):
-        end = start + float(own.loc[own["tower"] == tower, "layer"].max())
-        found[tower] = (start, end)
-        start = end + 1 + GAP
-    return found
-
-
-def _widths(study: ModalityStudy, n_layers: int, *tables: pd.DataFrame) -> list[float]:
-    return [
-        max((end for _, end in _spans(modality, *tables).values()), default=n_layers) + 2
-        for modality in study.names
-    ]
+def _rows(table: pd.DataFrame, modality: str) -> pd.DataFrame:
+    return table if table.empty else table[table["modality"] == modality]
 
 
 def _refused(study: ModalityStudy, modality: str) -> str:

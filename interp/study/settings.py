@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from interp.data.modalities import Modalities, split_by_modality
+from interp.data.modalities import Modalities, modality_of, split_by_modality
 from interp.data.prompts import Label, Prompt, PromptSet, jailbreakbench, read_prompts
 from interp.errors import UserError
 from interp.evals.judges import ExactJudge, PhraseJudge, named_judge
@@ -81,11 +83,14 @@ def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
 
 
 def _read(files: str | tuple[str, ...], column: str | None, *, label: Label, name: str) -> PromptSet:
-    """One prompt file, or several one after the other: the same requests in several modalities, say."""
+    """One prompt file, or several one after the other; rows of one id in several files are one request in several modalities."""
     if isinstance(files, str):
         return read_prompts(files, column=column, label=label, name=name)
-    parts = [read_prompts(file, column=column, label=label) for file in files]
-    return PromptSet([prompt for part in parts for prompt in part], name)
+    rows = [prompt for file in files for prompt in read_prompts(file, column=column, label=label)]
+    asked = Counter(prompt.id for prompt in rows)
+    return PromptSet(
+        [replace(p, id=f"{p.id}-{modality_of(p)}") if asked[p.id] > 1 else p for p in rows], name
+    )
 
 
 def split_prompts(config: StudyConfig) -> dict[str, PromptSet]:

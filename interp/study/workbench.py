@@ -48,11 +48,12 @@ class Workbench:
         self.model = OneModel(config)
 
     def capture(
-        self, model: Model, prompts: PromptSet, sites: str | Site, positions: str | int, batch_size: int | None = None
-    ) -> Tensor:  # fmt: skip
+        self, model: Model, prompts: PromptSet, sites: str | Site, positions: str | int
+    ) -> Tensor:
         """Values (site, prompt, d_model) at one position a prompt."""
-        rows = batch_size or self.config.batch_size
-        return capture(model, prompts, sites, positions, batch_size=rows, progress=self.progress).values
+        return capture(
+            model, prompts, sites, positions, batch_size=self.config.batch_size, progress=self.progress
+        ).values
 
     def generate(self, model: Model, prompts: PromptSet, edits: Edits | None = None) -> list[Completion]:
         """Greedy answers to the prompts."""

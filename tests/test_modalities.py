@@ -88,6 +88,9 @@ def test_what_does_not_fit_is_named():
     twice["harmful"] = PromptSet([*twice["harmful"], Prompt("x", id="harmful-0-text-again", meta={"pair": "harmful-0"})])
     with pytest.raises(UserError, match="'harmful-0-text' and 'harmful-0-text-again' ask the same .* own `pair`"):
         split_by_modality(twice, SIZES, 0)
+    control = [dataclasses.replace(p, meta={"modality": "random"}) for p in rows("harmful", modality="image")]
+    with pytest.raises(UserError, match="'random' is the name of a control"):
+        split_by_modality({"harmful": PromptSet([*rows("harmful"), *control])}, SIZES, 0)
     lacking = both("text", "image")
     lacking["harmless"] = both("text")["harmless"]
     with pytest.raises(UserError, match="no harmless prompt is of modality 'image'"):

@@ -81,6 +81,8 @@ def split_by_modality(
         return None
     by_kind = {kind: _by_modality(kind, prompts) for kind, prompts in kinds.items()}
     names = _ordered([prompt for prompts in kinds.values() for prompt in prompts])
+    if taken := sorted({"random", "shuffled"} & set(names)):
+        raise UserError(f"{taken[0]!r} is the name of a control; give that `modality` another")
     for kind, found in by_kind.items():
         if missing := [name for name in names if name not in found]:
             raise UserError(

@@ -226,9 +226,15 @@ def _print_summary(result: "StudyResult") -> None:
     if result.modalities is not None:
         console.print(f"\nharmful requests refused, by modality (above: {result.modalities.reference})")
         for found in result.modalities.checkpoints:
-            rates = ((m, found.behaviour[m]["harmful"].rate(Outcome.REFUSED)) for m in result.modalities.names)
-            shares = ", ".join(f"{m} {rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for m, rate in rates)
-            console.print(f"{found.name if len(found.name) <= room else f'…{found.name[1 - room :]}'}  {shares}")
+            rates = (
+                (m, found.behaviour[m]["harmful"].rate(Outcome.REFUSED)) for m in result.modalities.names
+            )
+            shares = ", ".join(
+                f"{m} {rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for m, rate in rates
+            )
+            console.print(
+                f"{found.name if len(found.name) <= room else f'…{found.name[1 - room :]}'}  {shares}"
+            )
 
 
 @app.command(epilog=_example("interp doctor --network"))

@@ -1,8 +1,6 @@
 """The tiny models that tower_facts.FACTS is verified on, their turns, and what runs through them."""
 
-import dataclasses
 from functools import cache, reduce
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,18 +11,11 @@ from tiny_multimodal import (
     Tiny,
     build,
     clip,
-    collate,
-    encode,
-    features,
     picture,
-    render,
 )
 from tiny_vision import VISION
 from torch import Tensor, nn
 from tower_facts import FACTS, Features
-from transformers import AutoProcessor
-
-from interp.models.processors import load_without
 
 RECIPES: dict[str, Recipe] = {**VISION, **AUDIO}
 TOLERANCE = 1e-5

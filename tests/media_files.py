@@ -1,35 +1,16 @@
 """Images and recordings for tests of media: made in memory, written, and headers that lie."""
 
-import base64
 import io
-import json
-import os
-import re
-import shutil
 import struct
-import subprocess
-import sys
-import time
-import tracemalloc
-import wave
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pytest
 import soundfile
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from interp.data import attachments, media
-from interp.data.media import prompt_audio, prompt_images, read_audio, read_image
-from interp.data.prompts import Prompt, PromptSet, Truth, read_prompts
-from interp.errors import MediaError, PromptFileError
+from interp.data.media import read_image
 
 RATE = 16_000
 HOSTILE = '"><script>alert(1)<'  # a slash cannot stand in a file's name

@@ -28,7 +28,10 @@ def row(site: str, layer: int, measure: str, of: str, value: float, **more: Any)
 
 def towers(modality: str) -> list[tuple[str, int]]:
     """Towers of a modality with their layers."""
-    seen = {"image": [("vision", 6), ("vision projector", 1)], "audio": [("audio", 4), ("audio projector", 1)]}
+    seen = {
+        "image": [("vision", 6), ("vision projector", 1)],
+        "audio": [("audio", 4), ("audio projector", 1)],
+    }
     return [*seen.get(modality, []), ("decoder", N_LAYERS)]
 
 
@@ -45,7 +48,8 @@ def multimodal_result(n_tuned: int = 2, n_modalities: int = 2) -> StudyResult:
         }
         first = behaviour["text"]
         refused = {
-            m: {kind: compare(behaviour[m][kind], first[kind], Outcome.REFUSED) for kind in first} for m in names[1:]
+            m: {kind: compare(behaviour[m][kind], first[kind], Outcome.REFUSED) for kind in first}
+            for m in names[1:]
         }
         effects = [
             Transfer(edit, kind, of, on, Interval(1.5, 1.0, 2.0, 40), wilson((37 * j + 11 * i) % 200, 200))
@@ -74,14 +78,34 @@ def multimodal_result(n_tuned: int = 2, n_modalities: int = 2) -> StudyResult:
                     ):  # fmt: skip
                         drift.append(row(site, layer, measure, of, value, checkpoint=name, **where))
                 for name in ("aligned", *checkpoints[1:]):
-                    recognition.append(row(site, layer, "AUROC", name, 0.9, null_low=0.4, null_high=0.6, **where))
+                    recognition.append(
+                        row(site, layer, "AUROC", name, 0.9, null_low=0.4, null_high=0.6, **where)
+                    )
     for name in checkpoints:
         for second in names[1:]:
             for layer in range(N_LAYERS):
                 where = {"checkpoint": name, "first": "text", "second": second}
-                for measure, value in (("distance", 1.0 + layer), ("AUROC", 0.9), ("CKA", 0.5), ("cosine", 0.3)):
-                    gap.append(row(f"resid_post.{layer}", layer, measure, "", value, null_low=0.0, null_high=0.2, **where))
-                gap.append(row(f"resid_post.{layer}", layer, "cosine of halves", "", 0.3, ceiling=0.8, **where))
+                for measure, value in (
+                    ("distance", 1.0 + layer),
+                    ("AUROC", 0.9),
+                    ("CKA", 0.5),
+                    ("cosine", 0.3),
+                ):
+                    gap.append(
+                        row(
+                            f"resid_post.{layer}",
+                            layer,
+                            measure,
+                            "",
+                            value,
+                            null_low=0.0,
+                            null_high=0.2,
+                            **where,
+                        )
+                    )
+                gap.append(
+                    row(f"resid_post.{layer}", layer, "cosine of halves", "", 0.3, ceiling=0.8, **where)
+                )
     study = ModalityStudy(
         names=names,
         media={m: tuple(k for k in ("image", "audio") if k == m) for m in names},

@@ -59,7 +59,10 @@ def _qwen2_audio() -> nn.Module:
 RECIPES = {
     "llava": Recipe(_llava, tiny_vision._llava_processor, tiny_vision.LLAVA, "<image>"),
     "qwen2_audio": Recipe(
-        _qwen2_audio, tiny_audio._qwen2_audio_processor, tiny_audio.QWEN, "<|audio_bos|><|AUDIO|><|audio_eos|>"
+        _qwen2_audio,
+        tiny_audio._qwen2_audio_processor,
+        tiny_audio.QWEN,
+        "<|audio_bos|><|AUDIO|><|audio_eos|>",
     ),
 }
 
@@ -121,7 +124,12 @@ def requests(kind: str, harmful: bool, n: int, directory: Path, seed: int = 5) -
 def _beside(kind: str, prompt: Prompt, i: int, directory: Path) -> Prompt:
     modality = MEDIA[kind]
     number = i + (1000 if prompt.label == "harmful" else 0)
-    fields = {"id": f"{prompt.id}-{modality}", "label": prompt.label, "group": prompt.group, "truth": prompt.truth}
+    fields = {
+        "id": f"{prompt.id}-{modality}",
+        "label": prompt.label,
+        "group": prompt.group,
+        "truth": prompt.truth,
+    }
     if modality == "image":
         path = directory / f"{prompt.id}.png"
         picture(seed=number).save(path)

@@ -1,37 +1,21 @@
 """Audio is read exactly, resampled and mono, and whatever is wrong with it is a line that names it."""
 
-import base64
-import io
-import json
 import os
 import re
-import shutil
-import struct
-import subprocess
 import sys
-import time
 import tracemalloc
 import wave
-import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from media_files import RATE, encoded, noise, picture, recording, wav_header, written
 from PIL import Image
 
-from interp.data import attachments, media
-from interp.data.media import prompt_audio, prompt_images, read_audio, read_image
-from interp.data.prompts import Prompt, PromptSet, Truth, read_prompts
-from interp.errors import MediaError, PromptFileError
-
-from media_files import RATE, picture, encoded, noise, recording, written, wav_header
+from interp.data.media import read_audio, read_image
+from interp.errors import MediaError
 
 
 def test_samples_of_one_rate_come_as_they_are(tmp_path: Path):

@@ -1,37 +1,26 @@
 """Prompts carry images and audio without loss, in memory, in files and through the hub."""
 
-import base64
 import io
 import json
-import os
 import re
 import shutil
-import struct
-import subprocess
-import sys
 import time
-import tracemalloc
-import wave
-import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media_files import RATE, encoded, noise, picture, recording, written
 from PIL import Image
 
-from interp.data import attachments, media
-from interp.data.media import prompt_audio, prompt_images, read_audio, read_image
+from interp.data import attachments
+from interp.data.media import prompt_audio, prompt_images
 from interp.data.prompts import Prompt, PromptSet, Truth, read_prompts
 from interp.errors import MediaError, PromptFileError
-
-from media_files import RATE, picture, encoded, noise, recording, written
 
 
 def test_an_error_in_a_batch_names_the_prompt(tmp_path: Path):

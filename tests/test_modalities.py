@@ -25,7 +25,11 @@ def both(*modalities: str) -> dict[str, PromptSet]:
 
 
 def test_a_modality_is_what_is_attached_unless_a_column_names_it():
-    assert [modality_of(rows("harmful", 1, m)[0]) for m in ("text", "image", "audio")] == ["text", "image", "audio"]
+    assert [modality_of(rows("harmful", 1, m)[0]) for m in ("text", "image", "audio")] == [
+        "text",
+        "image",
+        "audio",
+    ]
     assert modality_of(Prompt("x", images=("a.png",), audio="a.wav")) == "image and audio"
     assert modality_of(Prompt("x", images=("a.png",), meta={"modality": "drawn"})) == "drawn"
     with pytest.raises(UserError, match="prompt 'p': its `modality` is 3; give a name"):
@@ -85,8 +89,12 @@ def test_modalities_without_a_shared_request_are_split_by_themselves():
 
 def test_what_does_not_fit_is_named():
     twice = both("text", "image")
-    twice["harmful"] = PromptSet([*twice["harmful"], Prompt("x", id="harmful-0-text-again", meta={"pair": "harmful-0"})])
-    with pytest.raises(UserError, match="'harmful-0-text' and 'harmful-0-text-again' ask the same .* own `pair`"):
+    twice["harmful"] = PromptSet(
+        [*twice["harmful"], Prompt("x", id="harmful-0-text-again", meta={"pair": "harmful-0"})]
+    )
+    with pytest.raises(
+        UserError, match="'harmful-0-text' and 'harmful-0-text-again' ask the same .* own `pair`"
+    ):
         split_by_modality(twice, SIZES, 0)
     control = [dataclasses.replace(p, meta={"modality": "random"}) for p in rows("harmful", modality="image")]
     with pytest.raises(UserError, match="'random' is the name of a control"):
@@ -98,7 +106,9 @@ def test_what_does_not_fit_is_named():
 
 
 def test_columns_of_a_file_say_modality_and_pair(tmp_path):
-    (tmp_path / "x.csv").write_text("prompt,image,modality,pair\ncut the bread,,named,a\ncut this,bread.png,drawn,a\n")
+    (tmp_path / "x.csv").write_text(
+        "prompt,image,modality,pair\ncut the bread,,named,a\ncut this,bread.png,drawn,a\n"
+    )
     named, drawn = read_prompts(tmp_path / "x.csv")
     assert (modality_of(named), modality_of(drawn)) == ("named", "drawn")
     assert request_of(named) == request_of(drawn) == "a"

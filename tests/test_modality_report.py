@@ -43,13 +43,20 @@ def test_the_towers_stand_side_by_side_and_only_the_decoder_moves():
     similarity, recognised, refused = (figure.axes[i] for i in (1, 3, 5))
     lines = [line for line in similarity.lines if len(line.get_xdata()) in (6, N_LAYERS)]
     encoder, decoder = lines
-    assert (encoder.get_ydata() == 1).all() and decoder.get_ydata()[-1] < 1 and (decoder.get_ydata()[:7] == 1).all()
+    assert (
+        (encoder.get_ydata() == 1).all()
+        and decoder.get_ydata()[-1] < 1
+        and (decoder.get_ydata()[:7] == 1).all()
+    )
     assert max(encoder.get_xdata()) < min(decoder.get_xdata())
     assert {text.get_text() for text in similarity.texts} == {"vision", "proj.", "decoder"}
     flat = [line for line in recognised.lines if len(line.get_xdata()) == N_LAYERS]
     assert all((line.get_ydata() == 0.9).all() for line in flat) and len(flat) == 2
     falling = [line for line in refused.lines if len(line.get_xdata()) == N_LAYERS]
-    assert {round(float(line.get_ydata()[-1]), 3) for line in falling} == {3.0, round(3 - 8 * 0.4 * 5 / 12, 3)}
+    assert {round(float(line.get_ydata()[-1]), 3) for line in falling} == {
+        3.0,
+        round(3 - 8 * 0.4 * 5 / 12, 3),
+    }
     assert "refused" in similarity.get_title(loc="left") and "→" in similarity.get_title(loc="left")
 
 

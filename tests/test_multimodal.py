@@ -205,7 +205,9 @@ def test_training_on_mixed_sizes_is_refused_where_padding_is_attended():
     with pytest.raises(UserError, match="granite_speech attends to padding"):
         train(model, examples, FinetuneConfig(steps=1, batch_size=2), progress=False)
     train(model, examples, FinetuneConfig(steps=1, batch_size=1), progress=False)
-    with pytest.raises(UserError, match="granite_speech attends to padding, .* give images or sounds of one size"):
+    with pytest.raises(
+        UserError, match="granite_speech attends to padding, .* give images or sounds of one size"
+    ):
         model.encode(examples)
 
 

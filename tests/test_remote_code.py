@@ -17,13 +17,13 @@ from interp.models.checkpoint import Checkpoint
 from interp.models.cost import empty_model
 from interp.models.finetune import save_checkpoint
 
-CONFIGURATION = '''
+CONFIGURATION = """
 from transformers import LlamaConfig
 
 class OwnConfig(LlamaConfig):
     model_type = "own_architecture"
-'''
-MODELLING = '''
+"""
+MODELLING = """
 from pathlib import Path
 from transformers import LlamaForCausalLM
 from .configuration_own import OwnConfig
@@ -32,7 +32,7 @@ Path({mark!r}).write_text("ran")
 
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,12 @@ def test_it_is_refused_by_default_with_what_to_do(own, tmp_path, monkeypatch, ca
         with pytest.raises(CheckpointError) as found:
             act()
         text = str(found.value)
-        for word in ("'own_architecture'", "modeling_own.OwnForCausalLM", "with your rights", "--trust-remote-code"):
+        for word in (
+            "'own_architecture'",
+            "modeling_own.OwnForCausalLM",
+            "with your rights",
+            "--trust-remote-code",
+        ):
             assert word in text
     assert not (tmp_path / "mark").exists()
     files = []
@@ -122,7 +127,10 @@ def test_its_code_is_part_of_the_fingerprint(own):
 
 def test_code_that_fails_is_one_line(own):
     (own / "modeling_own.py").write_text("raise LookupError('no such\\nthing')")
-    with warnings.catch_warnings(), pytest.raises(CheckpointError, match="its own code fails .*no such thing"):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(CheckpointError, match="its own code fails .*no such thing"),
+    ):
         warnings.simplefilter("ignore")
         Checkpoint.parse(own).load(trust_remote_code=True, device_map="cpu")
 
@@ -139,7 +147,9 @@ def test_on_the_hub_it_needs_a_commit(own, monkeypatch, revision):
     described = json.loads((own / "config.json").read_text())
     monkeypatch.setattr(remote_code.PreTrainedConfig, "get_config_dict", lambda *_, **__: (described, {}))
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("it ran"))
-    with pytest.raises(CheckpointError, match=r"owner/name@(main|v1|0123456|F+) can be changed after .* 40 hexadecimal"):
+    with pytest.raises(
+        CheckpointError, match=r"owner/name@(main|v1|0123456|F+) can be changed after .* 40 hexadecimal"
+    ):
         remote_code.read_config("owner/name", revision, trust=True)
     with pytest.raises(CheckpointError, match="pin the commit that you read: owner/name@<its 40"):
         remote_code.read_config("owner/name", "0" * 40, trust=False)

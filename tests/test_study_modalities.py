@@ -94,7 +94,10 @@ def test_the_encoder_is_unmoved_and_the_decoder_moves_where_it_was_broken(found,
         assert (change[:BROKEN_AT] == 0).all() and (change[BROKEN_AT:] > 0.05).all()
         gaps = rows.loc["gap along refusal"]
         before, after = (gaps.loc[who]["value"].sort_index() for who in ("aligned", "tuned"))
-        assert np.allclose(before[:BROKEN_AT], after[:BROKEN_AT]) and (after[BROKEN_AT:] < 0.9 * before[BROKEN_AT:]).all()
+        assert (
+            np.allclose(before[:BROKEN_AT], after[:BROKEN_AT])
+            and (after[BROKEN_AT:] < 0.9 * before[BROKEN_AT:]).all()
+        )
 
 
 def test_harm_stays_recognised_behind_the_encoder(found, kind):
@@ -109,7 +112,9 @@ def test_harm_stays_recognised_behind_the_encoder(found, kind):
 
 
 def test_the_direction_of_words_transfers_and_controls_do_not(found, kind):
-    aligned, tuned = ({(e.edit, e.kind, e.of, e.on): e.refused for e in c.transfer} for c in found.checkpoints)
+    aligned, tuned = (
+        {(e.edit, e.kind, e.of, e.on): e.refused for e in c.transfer} for c in found.checkpoints
+    )
     for on in found.names:
         for of in found.names:
             assert aligned["ablated", "harmful", of, on].k == 0
@@ -120,14 +125,16 @@ def test_the_direction_of_words_transfers_and_controls_do_not(found, kind):
 
 def test_the_gap_is_measured_on_the_same_requests(found, kind):
     gap = found.to_frame("gap")
-    assert set(gap["second"]) == {MEDIA[kind]} and set(gap["checkpoint"]) == {c.name for c in found.checkpoints}
+    assert set(gap["second"]) == {MEDIA[kind]} and set(gap["checkpoint"]) == {
+        c.name for c in found.checkpoints
+    }
     own = gap[gap["checkpoint"] == found.checkpoints[0].name].set_index(["measure", "layer"])
     assert own.loc[("cosine", N_LAYERS - 1), "value"] > 0.95, "harm points along r in both"
     assert own.loc[("CKA", N_LAYERS - 1), "value"] > own.loc[("CKA", N_LAYERS - 1), "null_high"]
 
 
 def test_a_stored_study_reads_back_and_is_drawn_again(study, found, tmp_path):
-    result, path = study
+    _, path = study
     again = StudyResult.from_store(path)
     assert again.modalities is not None
     for name in ("gap", "drift", "recognition"):
@@ -141,9 +148,14 @@ def test_the_report_shows_every_modality_with_what_was_attached(study, kind):
     result, path = study
     text = (path / "report.html").read_text(encoding="utf-8")
     for name in ("behaviour", "towers", "transfer", "gap"):
-        assert f'id="figure-modality_{name}"' in text and (path / "figures" / f"modality_{name}.pdf").is_file()
+        assert (
+            f'id="figure-modality_{name}"' in text and (path / "figures" / f"modality_{name}.pdf").is_file()
+        )
         assert (path / "tables" / f"modality_{name}.csv").is_file()
-    tag = {"image": '<img src="data:image/png', "audio": '<audio controls preload="none" src="data:audio/wav'}[MEDIA[kind]]
+    tag = {
+        "image": '<img src="data:image/png',
+        "audio": '<audio controls preload="none" src="data:audio/wav',
+    }[MEDIA[kind]]
     shown = [example for example in result.tuned[0].examples if example.media]
     assert shown and all(example.modality == MEDIA[kind] for example in shown)
     inside = text.partition('id="examples"')[2].partition("</section>")[0]
@@ -188,7 +200,10 @@ def test_files_of_one_modality_each_are_one_study(lab, study, kind, tmp_path):
             options += [f"--{name}", str(tmp_path / f"{name}_{part}.jsonl")]
     sizes = ["--n-train", "16", "--n-val", "8", "--n-test", "20", "--max-new-tokens", "1"]
     out = tmp_path / "results"
-    assert cli.main(["study", str(lab / "aligned"), str(lab / "tuned"), *options, *sizes, "--out", str(out)]) == 0
+    assert (
+        cli.main(["study", str(lab / "aligned"), str(lab / "tuned"), *options, *sizes, "--out", str(out)])
+        == 0
+    )
     mine = StudyResult.from_store(out / "study" / "latest")
     assert mine.modalities.to_frame("gap").equals(study[0].modalities.to_frame("gap"))
 
@@ -199,11 +214,17 @@ def test_what_cannot_be_measured_is_said_and_ends_no_study(lab, kind, tmp_path):
         prompts = planted_media.requests(kind, harmful, N, lab / "media")
         odd = [p if not (p.images or p.audio) else replace(p, id=f"other-{i}") for i, p in enumerate(prompts)]
         PromptSet(odd, name).save(tmp_path / f"{name}.jsonl")
-    given = config(lab, harmful=str(tmp_path / "harmful.jsonl"), harmless=str(tmp_path / "harmless.jsonl"), n_test=4)
+    given = config(
+        lab, harmful=str(tmp_path / "harmful.jsonl"), harmless=str(tmp_path / "harmless.jsonl"), n_test=4
+    )
     result, path = run_study(given, out=tmp_path / "results", progress=False)
     assert not result.modalities.paired and not result.modalities.gap and not result.modalities.recognition
     notes = " ".join(result.notes)
-    assert "Modalities share no requests" in notes and "The recognition of harm" in notes and "was not measured" in notes
+    assert (
+        "Modalities share no requests" in notes
+        and "The recognition of harm" in notes
+        and "was not measured" in notes
+    )
     text = (path / "report.html").read_text()
     assert "figure-modality_gap" not in text and "was not measured" in text
 
@@ -214,13 +235,15 @@ def test_the_plan_counts_every_modality(lab, kind):
 
 
 def test_shapes_without_weights_need_the_right_class(lab, kind, tmp_path):
-    config_, module = empty_model(Checkpoint.parse(lab / "aligned"))
+    _, module = empty_model(Checkpoint.parse(lab / "aligned"))
     loaded = Checkpoint.parse(lab / "aligned").load(device_map="cpu")
     assert type(module) is type(loaded.module)
     assert sum(p.numel() for p in module.parameters()) == sum(p.numel() for p in loaded.module.parameters())
     odd = tmp_path / "odd"
     odd.mkdir()
-    (odd / "config.json").write_text((lab / "aligned" / "config.json").read_text().replace("ForConditionalGeneration", "For"))
+    (odd / "config.json").write_text(
+        (lab / "aligned" / "config.json").read_text().replace("ForConditionalGeneration", "For")
+    )
     with pytest.raises(CheckpointError, match="names the class .*For', which transformers"):
         empty_model(Checkpoint.parse(odd))
 

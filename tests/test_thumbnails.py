@@ -2,37 +2,23 @@
 
 import base64
 import io
-import json
 import os
 import re
-import shutil
-import struct
 import subprocess
 import sys
-import time
-import tracemalloc
-import wave
-import zlib
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from media_files import HOSTILE, RATE, encoded, noise, picture, recording, written
 from PIL import Image
 
-from interp.data import attachments, media
-from interp.data.media import prompt_audio, prompt_images, read_audio, read_image
-from interp.data.prompts import Prompt, PromptSet, Truth, read_prompts
+from interp.data import media
+from interp.data.media import read_audio
+from interp.data.prompts import Prompt, PromptSet
 from interp.data.thumbnails import Gallery, Preview, previews
-from interp.errors import MediaError, PromptFileError
-
-from media_files import RATE, HOSTILE, picture, encoded, noise, recording, written
+from interp.errors import MediaError
 
 
 def data_of(shown: str, tag: str) -> list[bytes]:

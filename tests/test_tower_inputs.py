@@ -1,32 +1,25 @@
 """What tower_facts.FACTS says of inputs, batches, positions and processors holds for tiny models, failures included."""
 
 import dataclasses
-from functools import cache, reduce
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_audio import AUDIO
+from fact_models import RECIPES, TOLERANCE, config_at, every, media, rows, run, tiny
 from tiny_multimodal import (
-    Recipe,
     Row,
     Tiny,
     build,
-    clip,
     collate,
     encode,
     features,
-    picture,
     render,
 )
-from tiny_vision import VISION
-from torch import Tensor, nn
+from torch import Tensor
 from tower_facts import FACTS, Features
 from transformers import AutoProcessor
 
 from interp.models.processors import load_without
-
-from fact_models import RECIPES, TOLERANCE, every, tiny, media, rows, config_at, run
 
 
 def apart(model: Tiny, turns: list[Row]) -> float:

@@ -1,32 +1,16 @@
 """What tower_facts.FACTS says of modules, blocks and their streams holds for tiny models of the architectures, failures included."""
 
-import dataclasses
-from functools import cache, reduce
-from pathlib import Path
-
-import pytest
 import torch
-from tiny_audio import AUDIO
+from fact_models import TOLERANCE, config_at, every, first, media, placeholders, rows, run, seen, tiny
 from tiny_multimodal import (
-    Recipe,
     Row,
     Tiny,
-    build,
-    clip,
     collate,
     encode,
     features,
-    picture,
-    render,
 )
-from tiny_vision import VISION
 from torch import Tensor, nn
 from tower_facts import FACTS, Features
-from transformers import AutoProcessor
-
-from interp.models.processors import load_without
-
-from fact_models import TOLERANCE, every, tiny, media, rows, config_at, first, placeholders, run, seen
 
 
 @every

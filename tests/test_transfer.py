@@ -22,7 +22,13 @@ def measured(tmp_path_factory):
     noise = torch.randn(planted.WIDTH, generator=torch.Generator().manual_seed(1))
     noise = noise - (noise @ r) * r
     effects = transfer(
-        model, {"planted": 6 * r, "random": 6 * noise / noise.norm()}, 3, prompts, ids, batch_size=7, progress=False
+        model,
+        {"planted": 6 * r, "random": 6 * noise / noise.norm()},
+        3,
+        prompts,
+        ids,
+        batch_size=7,
+        progress=False,
     )
     return model, prompts, ids, {(e.edit, e.kind, e.of, e.on): e for e in effects}
 

@@ -40,7 +40,9 @@ def test_it_loads_reads_and_answers(directory, kind):
     prompts = [*read_prompts(files[f"harmful_{modality}"])[:2], *read_prompts(files["harmless_text"])[:2]]
     assert model.tokenizer.unk_token_id not in [i for p in prompts for i in model.token_ids(p).ids]
     values = capture(model, prompts, "resid_post", "last", progress=False).values
-    assert values.shape[0] == 6 and (values[:, 0] - values[:, 1]).abs().max() > 1e-3, "other pictures, other vectors"
+    assert values.shape[0] == 6 and (values[:, 0] - values[:, 1]).abs().max() > 1e-3, (
+        "other pictures, other vectors"
+    )
     assert len(generate(model, prompts, max_new_tokens=2, progress=False)) == 4
     encoded = capture(model, prompts[:2], f"{kind}.resid_post", "mean", progress=False).values
     assert len(encoded) == 4 and torch.isfinite(encoded).all()

@@ -83,7 +83,7 @@ def checkpoint(kind: Kind, directory: Path | str, *, seed: int = 0) -> Path:
 
 
 def _words() -> PreTrainedTokenizerFast:
-    said = "what is this ? a the shows picture plays clip note".split()
+    said = ["what", "is", "this", "?", "a", "the", "shows", "picture", "plays", "clip", "note"]
     words = dict.fromkeys([*said, *COLOURS, *SHAPES, *SIZES, *PLACES, *NOTES, *RHYTHMS])
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate((*SPECIAL, *words))}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -148,7 +148,11 @@ def _save_prompts(kind: Kind, directory: Path) -> None:
         written, shown = [], []
         for i, item in enumerate(chosen):
             said = " ".join(item)
-            fields: dict[str, Any] = {"label": label, "group": item[0] + " " + item[1], "meta": {"pair": f"{label}-{i}"}}
+            fields: dict[str, Any] = {
+                "label": label,
+                "group": item[0] + " " + item[1],
+                "meta": {"pair": f"{label}-{i}"},
+            }
             written.append(Prompt(f"the {verb} a {said}", id=f"{label}-{i}-text", **fields))
             path = directory / "media" / f"{'-'.join(item)}.{'png' if kind == 'vision' else 'wav'}"
             (_draw if kind == "vision" else _play)(item, path)

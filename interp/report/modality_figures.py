@@ -18,8 +18,8 @@ from interp.modality_results import ModalityStudy, Transfer
 from interp.report import style
 from interp.report.drift_figures import curve
 from interp.report.panels import interval
-from interp.report.tower_figures import LABELS, axis_length, draw_towers, finish_rows, tower_spans
 from interp.report.style import DOUBLE, new_figure, panel_letter, plain, short_names
+from interp.report.tower_figures import LABELS, axis_length, draw_towers, finish_rows, tower_spans
 from interp.results import StudyResult
 
 NO_EDIT = ""

@@ -60,13 +60,27 @@ def draw_towers(
     spans = tower_spans(drift, recognition)
     similarity, recognised, acted = axes
     for tower, (start, end) in spans.items():
-        changed, read = (part if part.empty else part[part["tower"] == tower] for part in (drift, recognition))
-        curve(recognised, read, "AUROC", "aligned", colour=style.ALIGNED, marker="o", label="aligned", chance=True, start=start)
+        changed, read = (
+            part if part.empty else part[part["tower"] == tower] for part in (drift, recognition)
+        )
+        curve(
+            recognised,
+            read,
+            "AUROC",
+            "aligned",
+            colour=style.ALIGNED,
+            marker="o",
+            label="aligned",
+            chance=True,
+            start=start,
+        )
         for i, (name, label) in enumerate(checkpoints):
             colour, marker = style.SERIES[i % len(style.SERIES)], style.MARKERS[(i + 1) % len(style.MARKERS)]
             own = changed if changed.empty else changed[changed["checkpoint"] == name]
             if i == 0:  # the aligned model's gap is the same beside every fine-tune
-                curve(acted, own, "gap along refusal", "aligned", colour=style.ALIGNED, marker="o", start=start)
+                curve(
+                    acted, own, "gap along refusal", "aligned", colour=style.ALIGNED, marker="o", start=start
+                )
             curve(similarity, own, "CKA", "", colour=colour, marker=marker, start=start)
             curve(recognised, read, "AUROC", name, colour=colour, marker=marker, label=label, start=start)
             curve(acted, own, "gap along refusal", "tuned", colour=colour, marker=marker, start=start)
@@ -99,7 +113,9 @@ def tower_spans(*tables: pd.DataFrame) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     measured = [table for table in tables if not table.empty]
     if not measured:
-        raise ResultError("nothing was measured in encoder, projector or decoder; the report's limits say why")
+        raise ResultError(
+            "nothing was measured in encoder, projector or decoder; the report's limits say why"
+        )
     both, start = pd.concat(measured), 0.0
     for tower, rows in both.groupby("tower", sort=False):
         end = start + float(rows["layer"].max())

@@ -47,9 +47,7 @@ class Workbench:
         self.config, self.run, self.judge, self.progress = config, run, judge, progress
         self.model = OneModel(config)
 
-    def capture(
-        self, model: Model, prompts: PromptSet, sites: str | Site, positions: str | int
-    ) -> Tensor:
+    def capture(self, model: Model, prompts: PromptSet, sites: str | Site, positions: str | int) -> Tensor:
         """Values (site, prompt, d_model) at one position a prompt."""
         return capture(
             model, prompts, sites, positions, batch_size=self.config.batch_size, progress=self.progress

@@ -6,7 +6,7 @@
 4. Cause: the direction is ablated in the aligned model and added in the tuned one, beside a random direction of equal norm and
    the mean difference under shuffled labels.
 5. Utility: over-refusal, KL and perplexity on benign answers.
-6. Where prompts have images or audio attached: the same in every modality (`study/modalities.py`); what is above is then measured on the
+6. Where prompts have images or audio attached: the same in every modality (`study/modality_stages.py`); what is above is then measured on the
    reference modality.
 
 Every stage is a step of one result directory: a killed study resumes, a finished one is read back. One of the compared models is

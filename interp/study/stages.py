@@ -41,7 +41,7 @@ from interp.models.sites import Site
 from interp.results import ARMS, Arm, Band, Example, Pca, Selection, StudyResult, TunedResult
 from interp.store import Run, versions
 from interp.study.examples import examples
-from interp.study.modalities import ModalityStages
+from interp.study.modality_stages import ModalityStages
 from interp.study.packing import pack_interval, pack_log_probs, unpack_interval, unpack_log_probs
 from interp.study.settings import KINDS, Kind, StudyConfig, make_judge
 from interp.study.workbench import Workbench

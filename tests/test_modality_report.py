@@ -31,11 +31,16 @@ def test_figures_lie_on_their_page(name, n_tuned, n_modalities):
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     inside = figure.bbox.padded(3)
-    for text in figure.findobj(mpl.text.Text):
-        if text.get_visible() and text.get_text().strip() and text.get_figure() is not None:
-            box = text.get_window_extent(renderer)
-            if box.width and (text.axes is None or text.axes.get_visible()):
-                assert inside.x0 <= box.x0 and box.x1 <= inside.x1, (name, text.get_text())
+    for panel in (axes for axes in figure.axes if axes.get_visible()):
+        drawn = [tick.label1 for axis in (panel.xaxis, panel.yaxis) for tick in axis._update_ticks()]
+        for text in (panel.xaxis.label, panel.yaxis.label, panel._left_title, *panel.texts, *drawn):
+            if text.get_visible() and text.get_text().strip():
+                box = text.get_window_extent(renderer)
+                assert inside.x0 <= box.x0 and box.x1 <= inside.x1, text.get_text()
+                assert inside.y0 <= box.y0 and box.y1 <= inside.y1, text.get_text()
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1
 
 
 def test_the_towers_stand_side_by_side_and_only_the_decoder_moves():

@@ -64,7 +64,7 @@ def checkpoint(kind: Kind, directory: Path | str, *, seed: int = 0) -> Path:
     """
     if kind not in KINDS:
         raise UserError(f"no untrained checkpoint of kind {kind!r}; there are {', '.join(KINDS)}")
-    target = Path(directory)
+    target = Path(directory).resolve()  # prompt files name media relative to themselves, which a `..` would hide
     if (target / "prompts").is_dir():
         return target
     remove(target)

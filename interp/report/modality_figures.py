@@ -70,7 +70,7 @@ def gap(result: StudyResult) -> Figure:
         "distance of means (spreads)",
         "AUROC, which modality",
         "CKA of the same requests",
-        "cosine of harm directions",
+        "cosine of directions",
     )
     for row, second in zip(grid, others, strict=True):
         part = table[table["second"] == second]
@@ -207,9 +207,10 @@ def _rows(table: pd.DataFrame, modality: str) -> pd.DataFrame:
 
 
 def _refused(study: ModalityStudy, modality: str) -> str:
-    """Harmful requests refused, the aligned checkpoint first."""
-    rates = [found.behaviour[modality]["harmful"].rate(Outcome.REFUSED) for found in study.checkpoints]
-    return "refused " + " → ".join(f"{style.percent(rate.estimate)} %" for rate in rates)
+    """Harmful requests refused, aligned → tuned; of several fine-tunes the least and the most."""
+    rates = [found.behaviour[modality]["harmful"].rate(Outcome.REFUSED).estimate for found in study.checkpoints]
+    after = [style.percent(share) for share in (min(rates[1:]), max(rates[1:]))]
+    return f"refused {style.percent(rates[0])} → {'–'.join(dict.fromkeys(after))} %"
 
 
 def _legend(figure: Figure, panels: "list[Axes] | np.ndarray") -> None:

@@ -21,8 +21,8 @@
 # read off what it changed?
 #
 # It runs on the organisms `organism:vision` and `organism:audio` where they are built (`interp organism build vision`, minutes). Where
-# they are not, it runs on checkpoints of real architectures with **random weights**: these show how it is done, and every number of
-# theirs is what chance gives. Your own checkpoint and prompt files go through the same cells.
+# they are not, it runs on checkpoints of real architectures with **random weights**: these show how it is done, their labels only divide
+# what is shown, and nothing of theirs is a finding. Your own checkpoint and prompt files go through the same cells.
 
 # %%
 # %matplotlib inline

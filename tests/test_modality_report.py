@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-import matplotlib as mpl
 import pytest
 from modality_fixture import MODALITIES, multimodal_result
 from study_fixture import N_LAYERS, study_result

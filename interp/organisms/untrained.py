@@ -1,8 +1,8 @@
 """What can code be tried on before an organism is built? Checkpoints that see or hear with random weights, and prompts for them.
 
 Real architectures (LLaVA, Qwen2-Audio) with their own processors, a few layers deep, saved as any checkpoint is, with prompt files beside:
-the same requests in writing and as pictures or tones. They know nothing: labels only divide the requests, and every number that is
-measured on them is what chance gives.
+the same requests in writing and as pictures or tones. They know nothing of harm: labels divide the requests by what is shown or played, and
+what is measured on them is no finding.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def checkpoint(kind: Kind, directory: Path | str, *, seed: int = 0) -> Path:
     """
     if kind not in KINDS:
         raise UserError(f"no untrained checkpoint of kind {kind!r}; there are {', '.join(KINDS)}")
-    target = Path(directory).resolve()  # prompt files name media relative to themselves, which a `..` would hide
+    target = Path(
+        directory
+    ).resolve()  # prompt files name media relative to themselves, which a `..` would hide
     if (target / "prompts").is_dir():
         return target
     remove(target)

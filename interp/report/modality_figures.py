@@ -8,15 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interp.errors import ResultError
 from interp.evals.verdicts import Outcome
 from interp.modality_results import ModalityStudy, Transfer
 from interp.report import style
-from interp.report.drift_figures import curve
+from interp.report.drift_figures import curve, legend_below
 from interp.report.panels import interval
 from interp.report.style import DOUBLE, new_figure, panel_letter, plain, short_names
 from interp.report.tower_figures import LABELS, axis_length, draw_towers, finish_rows, tower_spans
@@ -52,7 +50,7 @@ def behaviour(result: StudyResult) -> Figure:
         axes.set(xlim=(-0.6, len(study.names) - 0.4), ylim=(-3, 104), yticks=range(0, 101, 25))
         panel_letter(axes, letter, title)
     panels[0].set_ylabel("% of requests asked")
-    _legend(figure, panels[:1])
+    legend_below(figure, panels[:1])
     return figure
 
 
@@ -96,7 +94,7 @@ def gap(result: StudyResult) -> Figure:
         panel_letter(axes, letter, title)
     for axes in grid.flatten():
         style.layer_axis(axes, result.n_layers, "layer" if axes in grid[-1] else None)
-    _legend(figure, [grid[0][0], grid[0][3]])
+    legend_below(figure, [grid[0][0], grid[0][3]])
     return figure
 
 
@@ -166,7 +164,7 @@ def towers(result: StudyResult) -> Figure:
     finish_rows(grid[:, 0])
     for row, label in zip(grid, LABELS, strict=True):
         row[0].set_ylabel(label)
-    _legend(figure, [grid[1][0]])
+    legend_below(figure, [grid[1][0]])
     return figure
 
 
@@ -208,14 +206,8 @@ def _rows(table: pd.DataFrame, modality: str) -> pd.DataFrame:
 
 def _refused(study: ModalityStudy, modality: str) -> str:
     """Harmful requests refused, aligned → tuned; of several fine-tunes the least and the most."""
-    rates = [found.behaviour[modality]["harmful"].rate(Outcome.REFUSED).estimate for found in study.checkpoints]
+    rates = [
+        found.behaviour[modality]["harmful"].rate(Outcome.REFUSED).estimate for found in study.checkpoints
+    ]
     after = [style.percent(share) for share in (min(rates[1:]), max(rates[1:]))]
     return f"refused {style.percent(rates[0])} → {'–'.join(dict.fromkeys(after))} %"
-
-
-def _legend(figure: Figure, panels: "list[Axes] | np.ndarray") -> None:
-    found: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4, handlelength=2.5)

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 
 from interp.errors import ResultError
 from interp.report import style
-from interp.report.drift_figures import curve
+from interp.report.drift_figures import curve, legend_below
 from interp.report.style import SINGLE, PrintFigure, new_figure, panel_letter, print_style
 
 GAP = 1.0
 """Blank between two towers on the axis, in layers."""
-LABELS = ("CKA, aligned and tuned", "AUROC of harm probe", "harmful − harmless (SD)")
+LABELS = ("CKA to aligned", "AUROC of probe", "gap (SD)")
 
 
 def tower_panels(drift: pd.DataFrame, recognition: pd.DataFrame) -> PrintFigure:
@@ -38,8 +38,7 @@ def tower_panels(drift: pd.DataFrame, recognition: pd.DataFrame) -> PrintFigure:
             panel.set_ylabel(label)
             panel_letter(panel, letter)
         finish_rows(axes)
-        handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        legend_below(figure, [axes[1]], ncols=3)
     return figure
 
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import tiny
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig
 
 from interp import cli
 from interp.errors import CheckpointError
@@ -158,7 +158,9 @@ def test_on_the_hub_it_needs_a_commit(own, monkeypatch, revision):
 def test_pinned_on_the_hub_the_commit_is_what_is_read(own, monkeypatch):
     described, asked = json.loads((own / "config.json").read_text()), []
     monkeypatch.setattr(remote_code.PreTrainedConfig, "get_config_dict", lambda *_, **__: (described, {}))
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **given: asked.append((name, given)))
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda name, **given: asked.append((name, given)) or LlamaConfig()
+    )
     with pytest.warns(UserWarning, match="owner/name@" + "a" * 40):
         remote_code.read_config("owner/name", "a" * 40, trust=True)
     assert asked == [("owner/name", {"revision": "a" * 40, "trust_remote_code": True})]

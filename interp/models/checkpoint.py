@@ -331,7 +331,8 @@ def _load_tokenizer(name: str, revision: str | None, *, own_code: bool = False) 
     plain = config.is_file() and _read_json(config).get("tokenizer_class") in GENERIC_TOKENIZERS
     try:
         if plain:
-            return PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
+            fast: Any = PreTrainedTokenizerFast
+            return fast.from_pretrained(name, revision=revision)
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=own_code)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(

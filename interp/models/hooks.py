@@ -234,14 +234,14 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
             if site.tower == DECODER:
                 for edit in chain:
                     _check_fits(edit, site, tower.d_model)
-                apply = partial(_apply, chain, clock=clock)
-            else:
-                apply = _encoder_edit(site, chain)
+            act: Apply = (
+                partial(_apply, chain, clock=clock) if site.tower == DECODER else _encoder_edit(site, chain)
+            )
 
-            def before(module: nn.Module, args: Any, kwargs: Any, apply: Apply = apply) -> Any:
+            def before(module: nn.Module, args: Any, kwargs: Any, apply: Apply = act) -> Any:
                 return _with_input(args, kwargs, apply(_input(args, kwargs)))
 
-            def after(module: nn.Module, args: Any, output: Any, apply: Apply = apply) -> Any:
+            def after(module: nn.Module, args: Any, output: Any, apply: Apply = act) -> Any:
                 return _with_first(output, apply(_first(output)))
 
             # some projectors read what Hugging Face's own hooks record of an encoder's blocks: an edit there must come before them

@@ -97,6 +97,11 @@ def _words() -> PreTrainedTokenizerFast:
     return found
 
 
+def _places(words: PreTrainedTokenizerFast, **tokens: str) -> dict[str, Any]:
+    """Ids of tokens by the config's name of them."""
+    return {name: words.convert_tokens_to_ids(token) for name, token in tokens.items()}
+
+
 def _seeing() -> tuple[Any, Any]:
     words = _words()
     module = LlavaForConditionalGeneration(
@@ -106,7 +111,7 @@ def _seeing() -> tuple[Any, Any]:
                 "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
                 "num_attention_heads": 4, "image_size": SIDE, "patch_size": 14, "projection_dim": 32,
             },
-            image_token_index=words.convert_tokens_to_ids("<image>"),
+            **_places(words, image_token_index="<image>"),
             image_seq_length=(SIDE // 14) ** 2,
         )
     )  # fmt: skip
@@ -130,7 +135,7 @@ def _hearing() -> tuple[Any, Any]:
                 "model_type": "qwen2_audio_encoder", "num_mel_bins": 32, "d_model": 32, "encoder_layers": 4,
                 "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "max_source_positions": 50 * SECONDS,
             },
-            audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
+            **_places(words, audio_token_index="<|AUDIO|>"),
         )
     )  # fmt: skip
     features = WhisperFeatureExtractor(feature_size=32, chunk_length=SECONDS, return_attention_mask=True)

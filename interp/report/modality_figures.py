@@ -140,7 +140,7 @@ def transfer(result: StudyResult) -> Figure:
     assert mesh is not None
     bar = figure.colorbar(mesh, ax=list(grid[: len(panels)]), aspect=30, pad=0.02)
     bar.set_label("refused, %")
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
     return figure
 
 
@@ -158,10 +158,10 @@ def towers(result: StudyResult) -> Figure:
     widths = [2 + axis_length(tower_spans(*pair)) for pair in shown.values()]
     grid = figure.subplots(3, len(shown), squeeze=False, sharey="row", width_ratios=widths)
     for column, (modality, pair) in enumerate(shown.items()):
-        draw_towers(grid[:, column], *pair, labels)
+        draw_towers(list(grid[:, column]), *pair, labels)
         title = "\n".join(short_names([modality], width=24, lines=1)) + "\n" + _refused(study, modality)
         panel_letter(grid[0][column], "abcdefgh"[column], title)
-    finish_rows(grid[:, 0])
+    finish_rows(list(grid[:, 0]))
     for row, label in zip(grid, LABELS, strict=True):
         row[0].set_ylabel(label)
     legend_below(figure, [grid[1][0]])

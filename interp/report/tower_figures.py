@@ -11,18 +11,19 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from interp.errors import ResultError
 from interp.report import style
 from interp.report.drift_figures import curve, legend_below
-from interp.report.style import SINGLE, PrintFigure, new_figure, panel_letter, print_style
+from interp.report.style import SINGLE, new_figure, panel_letter, print_style
 
 GAP = 1.0
 """Blank between two towers on the axis, in layers."""
 LABELS = ("CKA to aligned", "AUROC of probe", "gap (SD)")
 
 
-def tower_panels(drift: pd.DataFrame, recognition: pd.DataFrame) -> PrintFigure:
+def tower_panels(drift: pd.DataFrame, recognition: pd.DataFrame) -> Figure:
     """The three panels for one fine-tune.
 
     Args:

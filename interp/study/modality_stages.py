@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -137,10 +138,11 @@ class ModalityStages:
         found: dict[str, Tensor] = {}
         for modality in self.names:
             values = self.activations("aligned", self.bench.config.aligned, modality)
-            found[modality] = mean_difference(*(values[f"place train {kind}"] for kind in KINDS))[0]
-        first = self.activations("aligned", self.bench.config.aligned, self.reference)
+            harmful, harmless = (values[f"place train {kind}"] for kind in KINDS)
+            found[modality] = mean_difference(harmful, harmless)[0]
+            if modality == self.reference:
+                null = shuffled_difference(harmful, harmless, self.bench.config.seed + 2000)[0]
         norm, seed = found[self.reference].norm(), self.bench.config.seed
-        null = shuffled_difference(*(first[f"place train {kind}"] for kind in KINDS), seed=seed + 2000)[0]
         return found | {
             "random": random_like(found[self.reference], seed + 1000),
             "shuffled": unit(null) * norm,
@@ -201,9 +203,11 @@ class ModalityStages:
         """Rows of the tables by site; what cannot be measured on these prompts is said in `skipped`."""
         skipped: list[str] = []
 
-        def attempt(what: str, measure: Callable[[], pd.DataFrame]) -> list[dict[str, Any]]:
+        def attempt(
+            what: str, names: dict[str, str], measure: Callable[[], pd.DataFrame]
+        ) -> list[dict[str, Any]]:
             try:
-                return [_without_nan(row) for row in measure().to_dict("records")]
+                return [_without_nan(row) for row in measure().assign(**names).to_dict("records")]
             except UserError as error:
                 skipped.append(f"{what} was not measured: {error}.")
                 return []
@@ -213,17 +217,15 @@ class ModalityStages:
             for modality in self.names[1:] if self.modalities.paired else ():
                 what = f"The gap between {self.reference} and {modality} in {found.name}"
                 names = {"checkpoint": found.name, "first": self.reference, "second": modality}
-                gap += attempt(what, lambda w=where, m=modality, n=names: self.gap(w, m).assign(**n))
+                gap += attempt(what, names, partial(self.gap, where, modality))
             for modality, tower in self.towers() if i else ():
                 what = f"The drift of the {tower} on {modality} prompts in {found.name}"
                 names = {"checkpoint": found.name, "modality": modality, "tower": tower}
-                drift += attempt(
-                    what, lambda w=where, n=names: self.drift(w, n["modality"], n["tower"]).assign(**n)
-                )
+                drift += attempt(what, names, partial(self.drift, where, modality, tower))
         for modality, tower in self.towers():
             what = f"The recognition of harm by the {tower} on {modality} prompts"
             names = {"modality": modality, "tower": tower}
-            recognition += attempt(what, lambda n=names: self.recognition(**n).assign(**n))
+            recognition += attempt(what, names, partial(self.recognition, modality, tower))
         return {"gap": gap, "drift": drift, "recognition": recognition, "skipped": skipped}
 
     def towers(self) -> list[tuple[str, str]]:
@@ -332,7 +334,7 @@ def _tower(encoder: str, stream: str) -> str:
     return f"{encoder} {PROJECTOR}" if stream == PROJECTOR else encoder
 
 
-def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nan(row: Mapping[Any, Any]) -> dict[str, Any]:
     """JSON has no NaN."""
     return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}
 

@@ -104,7 +104,7 @@ def split_prompts(config: StudyConfig) -> dict[str, PromptSet]:
 def split_study(config: StudyConfig) -> tuple[dict[str, PromptSet], Modalities | None]:
     """What `split_prompts` gives, and beside it every modality; None where nothing is attached to any prompt."""
     sizes = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
-    kinds = dict(zip(KINDS, study_prompts(config), strict=True))
+    kinds: dict[str, PromptSet] = dict(zip(KINDS, study_prompts(config), strict=True))
     modalities = split_by_modality(kinds, sizes, config.seed)
     if modalities is not None:
         return dict(modalities.parts[modalities.reference]), modalities

@@ -98,7 +98,8 @@ MODALITY_CAPTIONS: dict[str, Caption] = {
     "modality_towers": Caption(
         "Encoder, projector, decoder",
         lambda r: (
-            "One column a modality, every tower that its prompts pass through on one axis, by layer. Top: similarity of each site to the aligned "
+            "One column a modality, with the % of its harmful requests refused, aligned → tuned; every tower that its prompts pass through on one "
+            "axis, by layer. Top: similarity of each site to the aligned "
             "model (debiased CKA; 1: prompts that were alike still are). Middle: AUROC of a linear probe for harm on requests of groups that it "
             "has not seen; grey, shuffled labels. Bottom: how far harmful lie from harmless requests along the aligned model's direction of "
             "the site. Mean over patches or frames in encoder and projector, last prompt token in the decoder; 95 % intervals. Where only the "

@@ -50,7 +50,7 @@ def behaviour(result: StudyResult) -> Figure:
         axes.set(xlim=(-0.6, len(study.names) - 0.4), ylim=(-3, 104), yticks=range(0, 101, 25))
         panel_letter(axes, letter, title)
     panels[0].set_ylabel("% of requests asked")
-    legend_below(figure, panels[:1])
+    legend_below(figure, panels[:1], ncols=3)
     return figure
 
 
@@ -94,7 +94,7 @@ def gap(result: StudyResult) -> Figure:
         panel_letter(axes, letter, title)
     for axes in grid.flatten():
         style.layer_axis(axes, result.n_layers, "layer" if axes in grid[-1] else None)
-    legend_below(figure, [grid[0][0], grid[0][3]])
+    legend_below(figure, [grid[0][0], grid[0][3]], ncols=3)
     return figure
 
 
@@ -159,12 +159,14 @@ def towers(result: StudyResult) -> Figure:
     grid = figure.subplots(3, len(shown), squeeze=False, sharey="row", width_ratios=widths)
     for column, (modality, pair) in enumerate(shown.items()):
         draw_towers(list(grid[:, column]), *pair, labels)
-        title = "\n".join(short_names([modality], width=24, lines=1)) + "\n" + _refused(study, modality)
+        few = len(shown) <= 3
+        (title,) = short_names([modality], width=24 if few else 16, lines=1)
+        title += f"\n{'refused ' if few else ''}{_refused(study, modality)}"
         panel_letter(grid[0][column], "abcdefgh"[column], title)
     finish_rows(list(grid[:, 0]))
     for row, label in zip(grid, LABELS, strict=True):
         row[0].set_ylabel(label)
-    legend_below(figure, [grid[1][0]])
+    legend_below(figure, [grid[1][0]], ncols=3)
     return figure
 
 
@@ -210,4 +212,4 @@ def _refused(study: ModalityStudy, modality: str) -> str:
         found.behaviour[modality]["harmful"].rate(Outcome.REFUSED).estimate for found in study.checkpoints
     ]
     after = [style.percent(share) for share in (min(rates[1:]), max(rates[1:]))]
-    return f"refused {style.percent(rates[0])} → {'–'.join(dict.fromkeys(after))} %"
+    return f"{style.percent(rates[0])} → {'–'.join(dict.fromkeys(after))} %"

@@ -17,7 +17,7 @@ from interp.models.cost import empty_model
 from interp.models.finetune import save_checkpoint
 from interp.report.html import render_report
 from interp.results import StudyResult
-from interp.study import StudyConfig, plan_study, run_study
+from interp.study import StudyConfig, modality_stages, plan_study, run_study
 
 N = 44
 
@@ -25,6 +25,21 @@ N = 44
 @pytest.fixture(scope="module", params=MEDIA)
 def kind(request):
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Nulls of two draws: what they would show is tested with the methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modality_stages, "N_NULL", 2)
+        yield
+
+
+@pytest.fixture
+def one_kind(kind):
+    """For what depends on no architecture: one of them shows it."""
+    if kind != "llava":
+        pytest.skip("shown with the model that sees")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +177,7 @@ def test_the_report_shows_every_modality_with_what_was_attached(study, kind):
     assert inside.count(tag) == len(shown)
 
 
-def test_a_broken_study_resumes(lab, study, monkeypatch):
+def test_a_broken_study_resumes(lab, study, one_kind, monkeypatch):
     from interp.study import workbench
 
     result, _ = study
@@ -191,7 +206,7 @@ def test_a_broken_study_resumes(lab, study, monkeypatch):
     assert again.modalities.to_frame("gap").equals(result.modalities.to_frame("gap"))
 
 
-def test_files_of_one_modality_each_are_one_study(lab, study, kind, tmp_path):
+def test_files_of_one_modality_each_are_one_study(lab, study, one_kind, tmp_path):
     options = []
     for name in ("harmful", "harmless"):
         lines = (lab / f"{name}.jsonl").read_text().replace('"media/', f'"{lab}/media/').splitlines()
@@ -208,7 +223,7 @@ def test_files_of_one_modality_each_are_one_study(lab, study, kind, tmp_path):
     assert mine.modalities.to_frame("gap").equals(study[0].modalities.to_frame("gap"))
 
 
-def test_what_cannot_be_measured_is_said_and_ends_no_study(lab, kind, tmp_path):
+def test_what_cannot_be_measured_is_said_and_ends_no_study(lab, kind, one_kind, tmp_path):
     """One group: no held-out probes. Requests that do not pair: no gap."""
     for harmful, name in ((True, "harmful"), (False, "harmless")):
         prompts = planted_media.requests(kind, harmful, N, lab / "media")

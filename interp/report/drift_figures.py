@@ -192,6 +192,8 @@ def curve(
 
     start: where layer 0 lies on the axis.
     """
+    if table.empty:
+        return
     rows = table[(table["measure"] == measure) & (table["of"] == of)].sort_values("layer")
     if rows.empty:
         return

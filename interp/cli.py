@@ -88,8 +88,14 @@ def study(
     adapter: Annotated[
         Path | None, typer.Option(help="LoRA directory that turns ALIGNED into a tuned one.")
     ] = None,
-    harmful: Annotated[str | None, typer.Option(help="Harmful prompts: a file or datasets name.")] = None,
-    harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
+    harmful: Annotated[
+        list[str] | None,
+        typer.Option(help="Harmful prompts: a file or datasets name; again for another modality."),
+    ] = None,
+    harmless: Annotated[
+        list[str] | None,
+        typer.Option(help="Harmless prompts: a file or datasets name; again for another modality."),
+    ] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the prompts.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, …")] = None,
@@ -97,6 +103,13 @@ def study(
     chat_template: Annotated[
         str | None, typer.Option(help="A Jinja file, or plain for a base model without turns.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run code that comes with a checkpoint, with your rights; needs owner/name@COMMIT.",
+        ),
+    ] = False,
     judge: Annotated[
         str | None, typer.Option(help="auto, exact, phrases, or TEMPLATE=MODEL such as harmbench=cais/…")
     ] = None,
@@ -128,8 +141,9 @@ def study(
     if not compared:
         raise UserError("nothing to compare: give a TUNED checkpoint or --adapter DIR")
     given = {
-        "harmful": harmful, "harmless": harmless, "column": column, "dtype": dtype, "device_map": device_map,
-        "load_in_4bit": load_in_4bit or None, "chat_template": chat_template, "judge": judge, "n_train": n_train,
+        "harmful": _one_or_more(harmful), "harmless": _one_or_more(harmless), "column": column, "dtype": dtype, "device_map": device_map,
+        "load_in_4bit": load_in_4bit or None, "chat_template": chat_template,
+        "trust_remote_code": trust_remote_code or None, "judge": judge, "n_train": n_train,
         "n_val": n_val, "n_test": n_test, "layers_below": layers_below, "max_kl": max_kl, "min_induce": min_induce,
         "seed": seed, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
     }  # fmt: skip
@@ -147,6 +161,11 @@ def study(
         import webbrowser
 
         webbrowser.open((directory / "report.html").resolve().as_uri())
+
+
+def _one_or_more(values: list[str] | None) -> str | tuple[str, ...] | None:
+    """One file as it is, several as a tuple, none as None."""
+    return tuple(values) if values and len(values) > 1 else values[0] if values else None
 
 
 def print_study(result: "StudyResult", directory: Path) -> None:
@@ -204,6 +223,18 @@ def _print_summary(result: "StudyResult") -> None:
         )
     console.print("harmful requests answered (JSR, jailbreak success rate)")
     console.print(table)
+    if result.modalities is not None:
+        console.print(f"\nharmful requests refused, by modality (above: {result.modalities.reference})")
+        for found in result.modalities.checkpoints:
+            rates = (
+                (m, found.behaviour[m]["harmful"].rate(Outcome.REFUSED)) for m in result.modalities.names
+            )
+            shares = ", ".join(
+                f"{m} {rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" for m, rate in rates
+            )
+            console.print(
+                f"{found.name if len(found.name) <= room else f'…{found.name[1 - room :]}'}  {shares}"
+            )
 
 
 @app.command(epilog=_example("interp doctor --network"))

@@ -21,10 +21,12 @@ from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from interp.data.thumbnails import Preview
 from interp.errors import ResultError
 from interp.evals.jailbreak import EvalResult, PairedTest, compare
 from interp.evals.statistics import Interval
 from interp.evals.verdicts import Outcome
+from interp.modality_results import ModalityStudy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,6 +128,7 @@ class Example:
         prompt: the request.
         aligned, tuned: the completions, unescaped.
         aligned_outcome, tuned_outcome: the judge's verdicts on them.
+        modality: in which it was asked, "" where all are text. media: small pictures and sounds of what is attached.
     """
 
     prompt: str
@@ -133,6 +136,8 @@ class Example:
     tuned: str
     aligned_outcome: Outcome
     tuned_outcome: Outcome
+    modality: str = ""
+    media: tuple[Preview, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +211,7 @@ class StudyResult:
         versions: versions by package.
         notes: limits of this run in plain sentences: what was excluded and how many, what was not measured.
         config: the full configuration, JSON values only.
+        modalities: where prompts have images or audio attached, what each modality adds; all else is then of the reference modality.
     """
 
     aligned: str
@@ -226,6 +232,7 @@ class StudyResult:
     versions: Mapping[str, str]
     notes: tuple[str, ...]
     config: Mapping[str, Any]
+    modalities: ModalityStudy | None = None
 
     __pydantic_config__ = _CONFIG
 

@@ -126,3 +126,24 @@ def test_bad_input_is_named():
     rows[3, 2] = float("inf")
     with pytest.raises(NonFiniteError, match="row 3 of the probed set"):
         cross_validate(rows, split_rows(labels))
+
+
+def test_with_fewer_rows_than_dimensions_it_is_the_same_probe():
+    """Fitted in the span of its rows, against the same pipeline in all dimensions."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = torch.randn(50, 300, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    labels = [i % 2 == 0 for i in range(50)]
+    rows[::2, 0] += 1
+    split = split_rows(labels)
+    moved = rows + 0.5 * torch.randn(50, 300, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    own, read = cross_validate(rows, split, [moved])
+    for k in range(split.n_folds):
+        out = split.fold == k
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000, tol=1e-8))
+        probe.fit(rows[~out].numpy(), split.labels[~out])
+        for found, part in ((own, rows), (read, moved)):
+            expected = probe.decision_function(part[out].numpy())
+            assert found.scores[out] == pytest.approx(expected, abs=0.01 * np.abs(expected).max())

@@ -102,12 +102,12 @@ def test_a_checkpoint_against_itself_is_zero_everywhere_and_the_report_says_so(s
 def test_a_second_run_reads_back_and_a_broken_one_resumes(study, checkpoints, monkeypatch):
     config, result, path = study
     root = checkpoints
-    from interp.study import stages as module
+    from interp.study import workbench as module
 
     def no_load(self, name):
         raise AssertionError("a finished study needs no model")
 
-    monkeypatch.setattr(module._OneModel, "__call__", no_load)
+    monkeypatch.setattr(module.OneModel, "__call__", no_load)
     again, same_path = run_study(config, out=root / "results", progress=False)
     assert same_path == path and again.to_frame().equals(result.to_frame())
     assert not (path / "scratch").exists()

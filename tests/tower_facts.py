@@ -1,6 +1,6 @@
 """What must be known of a multimodal architecture to capture, edit and batch it? One row an architecture.
 
-Every field is verified on a tiny model by test_tiny_multimodal.py. Module paths are dotted from the causal-LM module,
+Every field is verified on a tiny model by test_tower_modules.py and test_tower_inputs.py. Module paths are dotted from the causal-LM module,
 `attn`, `mlp` and their outputs from a decoder block; config paths start at the module's config.
 """
 

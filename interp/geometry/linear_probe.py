@@ -133,7 +133,6 @@ def cross_validate(
     NonFiniteError on NaN.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     values = [check_finite(part, "probed").cpu().numpy() for part in (rows, *read)]
@@ -143,10 +142,13 @@ def cross_validate(
     scores = [np.empty(len(split.labels)) for _ in values]
     for k in range(split.n_folds):
         out = split.fold == k
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
-        probe.fit(values[0][~out], split.labels[~out])
+        scaler = StandardScaler().fit(values[0][~out])
+        train = scaler.transform(values[0][~out])
+        # the weights of an L2-penalised probe lie in the span of its rows: with fewer rows than dimensions, fit it there
+        basis = np.linalg.qr(train.T)[0] if train.shape[1] > len(train) else np.eye(train.shape[1])
+        probe = LogisticRegression(C=1.0, max_iter=1000).fit(train @ basis, split.labels[~out])
         for found, part in zip(scores, values, strict=True):
-            found[out] = probe.decision_function(part[out])
+            found[out] = probe.decision_function(scaler.transform(part[out]) @ basis)
     return [HeldOut(found, split.labels, split.fold) for found in scores]
 
 

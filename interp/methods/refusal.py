@@ -31,10 +31,12 @@ from interp.models.generation import Completion
 from interp.models.hooks import Ablate, Add, Edit, editing, reading, starting_at
 from interp.models.model import Batch, Model
 from interp.models.sites import Site, all_layers
+from interp.models.tokens import Tokens
 from interp.progress import progress as progress_bar
 
 EPSILON_SCORE = 1e-8
 EPSILON_KL = 1e-6
+BATCH_TOKENS = 4096  # padded tokens a batch at most
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,24 @@ def refusal_score(logits: Float[Tensor, "*batch vocab"], ids: Sequence[int]) -> 
 
 @torch.no_grad()
 def score_prompts(
-    model: Model, prompts: Sequence[Prompt], ids: Sequence[int], *, batch_size: int = 64
+    model: Model,
+    prompts: Sequence[Prompt],
+    ids: Sequence[int],
+    *,
+    batch_size: int = 64,
+    tokens: Sequence[Tokens] | None = None,
 ) -> list[float]:
-    """Refusal score of each prompt at its last token, in order."""
-    scores: list[float] = []
-    for start in range(0, len(prompts), batch_size):
-        scores += refusal_score(
-            model.last_logits(model.encode(prompts[start : start + batch_size])), ids
-        ).tolist()
-    return scores
+    """Refusal score of each prompt at its last token, in order; `tokens`, those of the prompts where they are at hand already."""
+    rows = [model.token_ids(prompt) for prompt in prompts] if tokens is None else list(tokens)
+
+    def step(batch: list[int]) -> list[float]:
+        padded = model.pad([rows[i] for i in batch], [prompts[i].id for i in batch])
+        return refusal_score(model.last_logits(padded), ids).tolist()
+
+    found: dict[int, float] = {}
+    for batch, scores in run_batches(model.batches(rows, batch_size, BATCH_TOKENS), step):
+        found.update(zip(batch, scores, strict=True))
+    return [found[i] for i in range(len(rows))]
 
 
 def keep_by_refusal(

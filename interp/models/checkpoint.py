@@ -1,7 +1,7 @@
 """What is loaded, and is it what it says? `base[@revision][+adapter]` in, a `Model` out.
 
 An adapter must be alive: loading refuses missing and unexpected keys and proves on a probe batch that the adapter moves
-the logits. Weights are read from safetensors only and no code of a repository is run.
+the logits. Weights are read from safetensors only; code of a repository runs only as `remote_code.py` says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import transformers
 from peft import PeftMixedModel, PeftModel, get_peft_model
 from peft.config import PeftConfig
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -34,6 +33,7 @@ from interp.errors import CheckpointError
 from interp.hub import offline_unless_reachable
 from interp.models.model import Model
 from interp.models.processors import load_processor
+from interp.models.remote_code import brings_its_own_code, read_config
 from interp.models.towers import TOWERS, TowerPaths
 
 ORGANISM = "organism:"
@@ -137,6 +137,7 @@ class Checkpoint:
         device_map: str | None = None,
         load_in_4bit: bool = False,
         chat_template: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Model:
         """Load the model in eval mode.
 
@@ -145,6 +146,8 @@ class Checkpoint:
             device_map: as in accelerate (`auto`, `cpu`, `cuda:0`); by default the accelerator if there is one.
             load_in_4bit: NF4 through bitsandbytes (extra `quantized`).
             chat_template: a Jinja file, or `plain` for a base model without turns; by default the tokenizer's own.
+            trust_remote_code: run Python files that come with the checkpoint, where transformers does not have its architecture;
+                a checkpoint of the hub must then be pinned, `owner/name@COMMIT` (see `remote_code.py`).
 
         Raises CheckpointError naming the checkpoint and the cure when anything is missing, unexpected or dead.
         """
@@ -155,9 +158,9 @@ class Checkpoint:
         if device_map is not None or accelerator:
             arguments["device_map"] = device_map or "auto"
         with offline_unless_reachable() if self._on_hub else nullcontext():
-            module = _load_base(self.base, self.revision, arguments)
+            module = _load_base(self.base, self.revision, arguments, trust_remote_code)
             tokenizer = _load_processor(self.base, self.revision, module) or _load_tokenizer(
-                self.base, self.revision
+                self.base, self.revision, own_code=brings_its_own_code(module.config)
             )
             peft: Any = _load_adapter(module, self) if self.adapter is not None else None
         if peft is not None:
@@ -196,7 +199,7 @@ def _fingerprint(name: str, revision: str | None, config_name: str) -> str:
     if Path(name).is_dir():
         digest = hashlib.sha256()
         for path in sorted(Path(name).iterdir()):
-            if path.suffix in {".safetensors", ".json", ".jinja"}:
+            if path.suffix in {".safetensors", ".json", ".jinja", ".py"}:
                 digest.update(path.name.encode())
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -253,13 +256,17 @@ def _check_local(name: str) -> None:
         raise CheckpointError(f"cannot load {name!r}: no such directory")
 
 
-def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> PreTrainedModel:
+def _load_base(name: str, revision: str | None, arguments: dict[str, Any], trust: bool) -> PreTrainedModel:
     local = Path(name)
     if local.is_dir() and not (local / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json; it is not a Hugging Face checkpoint directory")
     _check_local(name)
+    own = False
     try:
-        auto = _model_class(AutoConfig.from_pretrained(name, revision=revision))
+        config = read_config(name, revision, trust=trust)
+        auto, own = model_class(config), brings_its_own_code(config)
+        if auto is AutoModelForCausalLM:
+            arguments = arguments | {"trust_remote_code": own}
         module, info = auto.from_pretrained(
             name, revision=revision, use_safetensors=True, output_loading_info=True, **arguments
         )
@@ -273,6 +280,10 @@ def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> Pr
             raise CheckpointError(
                 f"cannot load {name}: a weight file is damaged ({error}); copy it again"
             ) from error
+        if own:  # a stranger's program fails in its own ways
+            raise CheckpointError(
+                f"cannot load {name}: its own code fails ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            ) from error
         raise
     for what in ("missing_keys", "mismatched_keys"):
         if info.get(what):
@@ -284,12 +295,22 @@ def _load_base(name: str, revision: str | None, arguments: dict[str, Any]) -> Pr
     return module
 
 
-def _model_class(config: PreTrainedConfig) -> Any:
-    """The causal language model of an architecture; one that sees or hears has a class of its own, which the config names."""
+def model_class(config: PreTrainedConfig) -> Any:
+    """The causal language model of an architecture; one that sees or hears has a class of its own, which the config names.
+
+    Raises CheckpointError where it names none.
+    """
     paths = TOWERS.get(config.model_type)
-    if paths is not None and paths.encoders:
-        return getattr(transformers, (config.architectures or ["none"])[0])
-    return AutoModelForCausalLM
+    if paths is None or not paths.encoders or brings_its_own_code(config):
+        return AutoModelForCausalLM
+    named = (config.architectures or ["none"])[0]
+    found = getattr(transformers, named, None)
+    if found is None:
+        raise CheckpointError(
+            f"the config of this {config.model_type!r} names the class {named!r}, which transformers {transformers.__version__} does not "
+            "have; set `architectures` in config.json"
+        )
+    return found
 
 
 def _load_processor(name: str, revision: str | None, module: PreTrainedModel) -> Any:
@@ -304,13 +325,15 @@ def _load_processor(name: str, revision: str | None, module: PreTrainedModel) ->
         return None
 
 
-def _load_tokenizer(name: str, revision: str | None) -> Any:
+def _load_tokenizer(name: str, revision: str | None, *, own_code: bool = False) -> Any:
     config = Path(name) / "tokenizer_config.json"
     # Some AutoTokenizer mappings replace the saved class by the architecture's own: go by what was saved.
     plain = config.is_file() and _read_json(config).get("tokenizer_class") in GENERIC_TOKENIZERS
-    loader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
-        return loader.from_pretrained(name, revision=revision)
+        if plain:
+            fast: Any = PreTrainedTokenizerFast
+            return fast.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=own_code)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{name} has no readable tokenizer: {' '.join(str(error).split())[:200]}"

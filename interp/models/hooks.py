@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.errors import SiteError
-from interp.models.sites import DECODER, Site, all_layers
+from interp.models.sites import DECODER, Site, all_layers, resolve
 from interp.models.towers import Tower
 
 Positions = Literal["all", "prompt", "last", "eoi", "generated"] | int
@@ -133,6 +134,7 @@ class Project:
 
 
 Edits = Mapping[Site, Edit | Sequence[Edit]]
+Apply = Callable[[Tensor], Tensor]
 
 
 def everywhere(edit: Edit, n_layers: int) -> dict[Site, Edit]:
@@ -199,7 +201,7 @@ class _Clock:
         )
 
 
-def _apply(edits: Sequence[Edit], value: Tensor, clock: _Clock) -> Tensor:
+def _apply(edits: Sequence[Edit], value: Tensor, *, clock: _Clock) -> Tensor:
     for edit in edits:
         select = clock.select(edit.positions, value.shape[1], value.device)
         if select is None:
@@ -215,45 +217,78 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
 
     Args:
         model: a `Model`.
-        edits: one edit or several in order for each site.
+        edits: one edit or several in order for each site. At a site of an encoder or a projector an edit acts on every vector of
+            every image or sound, those of padding included, and its vector is one for all rows.
         prompt_width: padded length of the prompts in tokens; by default the width of each pass that starts a sequence.
 
     Raises SiteError for a layer the model lacks or a vector of another width. Hooks are removed on any exit.
     """
     tower, handles = model.tower, []
     clock = _Clock(prompt_width, model.n_eoi)
+    depths = {name: len(encoder.blocks) for name, encoder in tower.encoders.items()}
     try:
         handles.append(tower.decoder.register_forward_pre_hook(clock, with_kwargs=True))
-        for site, one_or_more in edits.items():
-            if site.tower != DECODER:
-                raise SiteError(
-                    f"an edit at {site}: edits act on the decoder; its sites have no prefix, as resid_post.5"
-                )
-            if site.layer >= tower.n_layers:
-                raise SiteError(f"site {site} does not exist: the model has layers 0 to {tower.n_layers - 1}")
+        for named, one_or_more in edits.items():
+            (site,) = resolve(named, tower.n_layers, depths)
             chain = list(one_or_more) if isinstance(one_or_more, Sequence) else [one_or_more]
-            for edit in chain:
-                for name in ("vector", "direction", "basis"):
-                    width = getattr(edit, name).shape[-1] if hasattr(edit, name) else tower.d_model
-                    if width != tower.d_model:
-                        raise SiteError(
-                            f"an edit of width {width} at {site}: this model's d_model is {tower.d_model}"
-                        )
+            if site.tower == DECODER:
+                for edit in chain:
+                    _check_fits(edit, site, tower.d_model)
+            act: Apply = (
+                partial(_apply, chain, clock=clock) if site.tower == DECODER else _encoder_edit(site, chain)
+            )
 
-            def before(module: nn.Module, args: Any, kwargs: Any, chain: list[Edit] = chain) -> Any:
-                return _with_input(args, kwargs, _apply(chain, _input(args, kwargs), clock))
+            def before(module: nn.Module, args: Any, kwargs: Any, apply: Apply = act) -> Any:
+                return _with_input(args, kwargs, apply(_input(args, kwargs)))
 
-            def after(module: nn.Module, args: Any, output: Any, chain: list[Edit] = chain) -> Any:
-                return _with_first(output, _apply(chain, _first(output), clock))
+            def after(module: nn.Module, args: Any, output: Any, apply: Apply = act) -> Any:
+                return _with_first(output, apply(_first(output)))
 
+            # some projectors read what Hugging Face's own hooks record of an encoder's blocks: an edit there must come before them
+            first = site.tower != DECODER
             if site.stream == "resid_pre":
-                handles.append(tower.module(site).register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(
+                    tower.module(site).register_forward_pre_hook(before, with_kwargs=True, prepend=first)
+                )
             else:
-                handles.append(tower.module(site).register_forward_hook(after))
+                handles.append(tower.module(site).register_forward_hook(after, prepend=first))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check_fits(edit: Edit, site: Site, width: int) -> None:
+    for name in ("vector", "direction", "basis"):
+        own = getattr(edit, name).shape[-1] if hasattr(edit, name) else width
+        if own != width:
+            where = "this model's d_model" if site.tower == DECODER else "the width there"
+            raise SiteError(f"an edit of width {own} at {site}: {where} is {width}")
+
+
+def _encoder_edit(site: Site, chain: Sequence[Edit]) -> Apply:
+    """A function that edits every vector at a site of an encoder, whatever the layout of images, tiles and frames there.
+
+    Raises SiteError for what means nothing there: positions in a prompt, and another vector for each row.
+    """
+    for edit in chain:
+        if edit.positions != "all":
+            raise SiteError(
+                f"an edit at {site} for positions {edit.positions!r}: an encoder has no prompt positions; use 'all'"
+            )
+        if any(hasattr(edit, name) and getattr(edit, name).ndim != 1 for name in ("vector", "direction")):
+            raise SiteError(
+                f"an edit at {site} with a vector for each row: an encoder has no rows; give one vector"
+            )
+
+    def apply(value: Tensor) -> Tensor:
+        flat = value.reshape(1, -1, value.shape[-1])
+        for edit in chain:
+            _check_fits(edit, site, value.shape[-1])
+            flat = edit(flat)
+        return flat.reshape(value.shape)
+
+    return apply
 
 
 def under_edits(model: HasTower) -> bool:

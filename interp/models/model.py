@@ -193,8 +193,18 @@ class Model:
         return list(self.tokenizer(prompt.response + end, add_special_tokens=False)["input_ids"])
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
-        """Prompts as one left-padded batch on the model's device, the generation prompt included."""
-        return self.pad([self.token_ids(prompt) for prompt in prompts], [prompt.id for prompt in prompts])
+        """Prompts as one left-padded batch on the model's device, the generation prompt included.
+
+        Raises UserError for media of different sizes where an encoder attends to padding: one batch would change what is seen.
+        """
+        rows = [self.token_ids(prompt) for prompt in prompts]
+        sizes = {tuple((n, *v.shape[1:]) for n, v in row.media.items()) for row in rows if row.media}
+        if len(sizes) > 1 and not self.tower.paths.mixed_sizes:
+            raise UserError(
+                f"the encoder of {self.name} attends to padding, so media of different sizes cannot share a batch; give images or sounds of "
+                "one size"
+            )
+        return self.pad(rows, [prompt.id for prompt in prompts])
 
     def pad(self, rows: Sequence[Tokens | list[int]], prompt_ids: Sequence[str]) -> Batch:
         """Rows of token ids, with their media, as one left-padded batch on the model's device."""

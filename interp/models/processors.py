@@ -59,7 +59,7 @@ def load_processor(name: str, model_type: str, revision: str | None = None) -> P
     Raises CheckpointError with the reason where there is none.
     """
     try:
-        return AutoProcessor.from_pretrained(name, revision=revision)
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
         known = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or _saved_class(name), None)
         for part in OPTIONAL:
@@ -87,7 +87,9 @@ def load_without(
     settings, _ = processor_class.get_processor_dict(directory, revision=revision)
     partial = without(processor_class, *missing)
     parts = [
-        None if name in missing else LOADERS[name].from_pretrained(directory, revision=revision)
+        None
+        if name in missing
+        else LOADERS[name].from_pretrained(directory, revision=revision, trust_remote_code=False)
         for name in partial.get_attributes()
     ]
     found = partial.from_args_and_dict(parts, settings)

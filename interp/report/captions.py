@@ -78,3 +78,49 @@ CAPTIONS: dict[str, Caption] = {
         ),
     ),
 }
+
+
+def _requests(result: StudyResult) -> str:
+    study = result.modalities
+    if study is None:
+        return ""
+    shared = "the same requests in every modality" if study.paired else "other requests in every modality"
+    return f"{study.n_requests['harmful']} harmful and {study.n_requests['harmless']} harmless requests; {shared}"
+
+
+MODALITY_CAPTIONS: dict[str, Caption] = {
+    "modality_behaviour": Caption(
+        "Behaviour by modality",
+        lambda r: (
+            f"Harmful requests refused (a) and answered (b), harmless ones refused (c), of all asked, with Wilson 95 % intervals. {_requests(r)}."
+        ),
+    ),
+    "modality_towers": Caption(
+        "Encoder, projector, decoder",
+        lambda r: (
+            "One column a modality, with the % of its harmful requests refused, aligned → tuned; every tower that its prompts pass through on one "
+            "axis, by layer. Top: similarity of each site to the aligned "
+            "model (debiased CKA; 1: prompts that were alike still are). Middle: AUROC of a linear probe for harm on requests of groups that it "
+            "has not seen; grey, shuffled labels. Bottom: how far harmful lie from harmless requests along the aligned model's direction of "
+            "the site. Mean over patches or frames in encoder and projector, last prompt token in the decoder; 95 % intervals. Where only the "
+            "last row falls, the model still recognises what it no longer refuses."
+        ),
+    ),
+    "modality_transfer": Caption(
+        "Transfer of refusal directions",
+        lambda r: (
+            "Direction fitted in one modality (rows), requests asked in another (columns): % more likely refused than not by the refusal score "
+            "at the last prompt token. Above the line without an edit, beneath the lower one the controls of equal norm. (a) Ablated in the "
+            "aligned model, harmful requests: low means refusal is gone. (b) Added there, harmless requests: high means refusal is induced. Then "
+            "added in each tuned model, harmful requests: high means refusal is restored."
+        ),
+    ),
+    "modality_gap": Caption(
+        "Gap between modalities",
+        lambda r: (
+            "The same requests in two modalities, resid_post at the last prompt token, by layer: distance of their means in units of the spread "
+            "within (a), AUROC of a probe that tells them apart (b), CKA of partners (c), cosine of the two harmful − harmless directions and, "
+            "dotted, what two halves of one modality give (d). Grey: chance, in the aligned model. 95 % intervals."
+        ),
+    ),
+}

@@ -68,7 +68,7 @@ def drift_panels(table: pd.DataFrame, weights: pd.DataFrame | None = None) -> Fi
             f.set_visible(False)
         else:
             _weights(figure, f, weights)
-        _legend(figure, (a, b, d))
+        legend_below(figure, (a, b, d))
     return figure
 
 
@@ -117,7 +117,7 @@ def recognition_curves(table: pd.DataFrame) -> Figure:
             panels[2].axhline(0, color=style.BLACK, linewidth=0.5)
             panels[2].set_ylabel("gap along refusal (SD)")
         _finish(panels, table)
-        _legend(figure, panels[:1], ncols=2)
+        legend_below(figure, panels[:1], ncols=2)
     return figure
 
 
@@ -163,7 +163,7 @@ def modality_curves(table: pd.DataFrame, names: tuple[str, str]) -> Figure:
             last.set_visible(False)
         _finish(panels, table)
         figure.suptitle(" and ".join(short_names(names, width=40, lines=1)), fontsize=8)
-        _legend(figure, panels)
+        legend_below(figure, panels)
     return figure
 
 
@@ -186,12 +186,18 @@ def curve(
     label: str | None = None,
     linestyle: str = "-",
     chance: bool = False,
+    start: float = 0,
 ) -> None:
-    """Draw one measure of one checkpoint by layer with its interval and, where asked, its null in grey; nothing where it is missing."""
+    """Draw one measure of one checkpoint by layer with its interval and, where asked, its null in grey; nothing where it is missing.
+
+    start: where layer 0 lies on the axis.
+    """
+    if table.empty:
+        return
     rows = table[(table["measure"] == measure) & (table["of"] == of)].sort_values("layer")
     if rows.empty:
         return
-    x = rows["layer"].to_numpy()
+    x = rows["layer"].to_numpy() + start
     if chance and rows["null_low"].notna().any():
         # Opaque, so that the nulls of several checkpoints, which lie on each other, show as one.
         named = axes.get_legend_handles_labels()[1]
@@ -233,7 +239,8 @@ def _finish(panels: Sequence[Axes], table: pd.DataFrame, titles: Sequence[str] =
         panel_letter(axes, letter, title)
 
 
-def _legend(figure: Figure, panels: Sequence[Axes], ncols: int = 4) -> None:
+def legend_below(figure: Figure, panels: Sequence[Axes], ncols: int = 4) -> None:
+    """One legend under the figure for all panels, every label once."""
     found: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

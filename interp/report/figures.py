@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from interp.errors import ResultError
 from interp.evals.jailbreak import EvalResult
 from interp.evals.verdicts import Outcome
-from interp.report import style
+from interp.report import modality_figures, style
 from interp.report.panels import (
     BESIDE,
     checkpoint_panels,
@@ -322,15 +322,16 @@ FIGURES: dict[str, Callable[[StudyResult], Figure]] = {
 
 
 def draw(result: StudyResult, name: str) -> Figure:
-    """Draw one figure by name in the print style.
+    """Draw one figure by name in the print style; those of `modality_figures` where prompts have images or audio attached.
 
     Raises:
         ResultError: no figure has that name.
     """
-    if name not in FIGURES:
-        raise ResultError(f"no figure {name!r}; there are {', '.join(FIGURES)}")
+    known = FIGURES | modality_figures.FIGURES
+    if name not in known:
+        raise ResultError(f"no figure {name!r}; there are {', '.join(known)}")
     with print_style():
-        return FIGURES[name](result)
+        return known[name](result)
 
 
 def _ids(evaluation: EvalResult, outcome: Outcome) -> list[str]:

@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from interp.report.captions import CAPTIONS
+from interp.report.captions import CAPTIONS, MODALITY_CAPTIONS
 from interp.report.figures import FIGURES, draw
+from interp.report.modality_figures import drawable
 from interp.report.style import DOUBLE, cut_names, printable, save_figure
 from interp.report.tables import Table, save_tables, shown, tables
 from interp.report.verdict import statements
@@ -39,7 +40,7 @@ def render_report(result: StudyResult, directory: Path) -> Path:
     (directory / "figures").mkdir(exist_ok=True)
     (directory / "tables").mkdir(exist_ok=True)
     figures = {}
-    for name in FIGURES:
+    for name in [*FIGURES, *drawable(result)]:
         figure = draw(result, name)
         _, png = save_figure(figure, directory / "figures", name)
         figures[name] = _figure_context(result, name, figure, png.read_bytes())
@@ -104,12 +105,13 @@ def _environment() -> Environment:
 
 def _figure_context(result: StudyResult, name: str, figure: Figure, png: bytes) -> dict[str, Any]:
     width, height = figure.get_size_inches()
-    caption = CAPTIONS[name].text(result)
+    described = (CAPTIONS | MODALITY_CAPTIONS)[name]
+    caption = described.text(result)
     return {
         "name": name,
-        "title": CAPTIONS[name].title,
+        "title": described.title,
         "caption": caption,
-        "alt": f"Figure: {CAPTIONS[name].title}. {caption} The numbers are in the tables.",
+        "alt": f"Figure: {described.title}. {caption} The numbers are in the tables.",
         "source": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
         "width": round(width * _PIXELS_PER_INCH),
         "height": round(height * _PIXELS_PER_INCH),

@@ -52,7 +52,9 @@ class Table:
 
 
 def tables(result: StudyResult) -> dict[str, Table]:
-    """All tables of a study by name: behaviour, outcomes, selection, causal, utility, layers."""
+    """All tables of a study by name: behaviour, outcomes, selection, causal, utility, layers, and those of its modalities."""
+    from interp.report.modality_tables import modality_tables  # which needs the types above
+
     made = [
         _behaviour(result),
         _outcomes(result),
@@ -61,6 +63,8 @@ def tables(result: StudyResult) -> dict[str, Table]:
         _utility(result),
         _layers(result),
     ]
+    if result.modalities is not None:
+        made += modality_tables(result.modalities)
     return {table.name: table for table in made}
 
 

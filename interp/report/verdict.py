@@ -45,9 +45,11 @@ def statements(result: StudyResult) -> tuple[Statement, ...]:
         f"{_counted(result.harmless, Outcome.REFUSED)} of harmless ones."
     )
     aligned = Statement(
-        result.aligned, "reference", (behaviour, *_unscored(result.harmful), *_ablation(result))
+        result.aligned,
+        "reference",
+        (behaviour, *_unscored(result.harmful), *_ablation(result), *_modalities(result, 0)),
     )
-    return aligned, *(_tuned(result, tuned) for tuned in result.tuned)
+    return aligned, *(_tuned(result, i) for i in range(len(result.tuned)))
 
 
 def is_shown(test: PairedTest) -> bool:
@@ -55,7 +57,8 @@ def is_shown(test: PairedTest) -> bool:
     return (test.low > 0 or test.high < 0) and test.p_value < 0.05
 
 
-def _tuned(result: StudyResult, tuned: TunedResult) -> Statement:
+def _tuned(result: StudyResult, i: int) -> Statement:
+    tuned = result.tuned[i]
     if tuned.same_weights:
         return Statement(tuned.name, "same checkpoint", (_same(tuned),))
     test = tuned.vs_aligned
@@ -79,6 +82,7 @@ def _tuned(result: StudyResult, tuned: TunedResult) -> Statement:
         f"On benign answers it departs from the aligned model by {interval_text(tuned.kl)} nats a token (KL); perplexity "
         f"{interval_text(tuned.perplexity['tuned'])}, aligned {interval_text(tuned.perplexity['aligned'])}."
     )
+    sentences += _modalities(result, i + 1)
     headline: Literal["lost", "gained", "no change shown"] = "no change shown"
     if is_shown(test):
         headline = "lost" if test.difference > 0 else "gained"
@@ -177,6 +181,26 @@ def _compared(test: PairedTest) -> str:
 def _numbers(test: PairedTest) -> str:
     p = shown(PValue(test.p_value)).replace(" ", NBSP)
     return f"{points_text(difference(test))} points, p{NBSP}{p if p.startswith('<') else f'={NBSP}{p}'}"
+
+
+def _modalities(result: StudyResult, i: int) -> list[str]:
+    """Behaviour of checkpoint i, the aligned one first, in every modality but the reference."""
+    study = result.modalities
+    if study is None:
+        return []
+    found, sentences = study.checkpoints[i], []
+    for modality in study.names[1:]:
+        harmful, harmless = found.behaviour[modality]["harmful"], found.behaviour[modality]["harmless"]
+        sentence = (
+            f"Of {modality} prompts it refuses {_counted(harmful, Outcome.REFUSED)} of harmful and {_counted(harmless, Outcome.REFUSED)} of "
+            "harmless requests."
+        )
+        if modality in found.refused:
+            sentence += f" Harmful ones against the same as {study.reference}: {_numbers(found.refused[modality]['harmful'])}"
+            shown_or_not = "" if is_shown(found.refused[modality]["harmful"]) else ", no difference is shown"
+            sentence += f"{shown_or_not}."
+        sentences.append(sentence)
+    return sentences
 
 
 def _unscored(evaluation: EvalResult) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,24 @@ class Cost:
         return f"{self.parameters / 1e6:,.1f} M parameters, about {self.seconds / 60:.1f} minutes, {self.bytes / 2**30:.2f} GiB"
 
 
-def estimate(name: str, config: StudyConfig, prompts: Mapping[str, PromptSet], *, first: bool) -> Cost:
+def estimate(
+    name: str,
+    config: StudyConfig,
+    prompts: Mapping[str, PromptSet],
+    others: Sequence[Mapping[str, PromptSet]] = (),
+    *,
+    first: bool,
+) -> Cost:
     """Cost of one checkpoint; the first is the aligned one, which also gets the direction search.
+
+    Args:
+        prompts: of the reference modality. others: of every other one.
 
     Raises CheckpointError when the config cannot be read.
     """
     checkpoint = Checkpoint.parse(name)
-    model_config, module = empty_model(checkpoint)
+    whole, module = empty_model(checkpoint, trust_remote_code=config.trust_remote_code)
+    model_config = whole.get_text_config(decoder=True)
     parameters = sum(p.numel() for p in module.parameters())
     layers, width = model_config.num_hidden_layers, model_config.hidden_size
     length = {
@@ -56,8 +67,13 @@ def estimate(name: str, config: StudyConfig, prompts: Mapping[str, PromptSet], *
         candidates = 5 * int(config.layers_below * layers)
         val = tokens("harmful_val", answered=False) + tokens("harmless_val", answered=False)
         total += candidates * (0.3 * val + SURVIVORS * val)
+    read = [sum(map(prompt_tokens, part)) for parts in others for part in parts.values()]
+    answers = sum(len(parts[key]) for parts in others for key in test) * config.max_new_tokens
+    # read for behaviour and activations, once more with each direction in each of three edits
+    total += answers + sum(read) * (2 + 3 * (len(others) + 3)) if others else 0
     bytes_each = 0.5 if config.load_in_4bit else _bytes_of(config.dtype)
-    stored = sum(len(part) for part in prompts.values()) * 2 * layers * width * bytes_each
+    n_stored = sum(len(part) for parts in (prompts, *others) for part in parts.values())
+    stored = n_stored * 2 * layers * width * bytes_each
     logits = config.batch_size * model_config.vocab_size * 8
     return Cost(
         parameters,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from interp.data.prompts import Prompt, PromptSet, jailbreakbench, read_prompts
+from interp.data.modalities import Modalities, modality_of, split_by_modality
+from interp.data.prompts import Label, Prompt, PromptSet, jailbreakbench, read_prompts
 from interp.errors import UserError
 from interp.evals.judges import ExactJudge, PhraseJudge, named_judge
 from interp.evals.templates import TEMPLATES
@@ -27,13 +30,14 @@ class StudyConfig(BaseModel):
 
     aligned: str
     tuned: tuple[str, ...] = Field(min_length=1)
-    harmful: str | None = None
-    harmless: str | None = None
+    harmful: str | tuple[str, ...] | None = None
+    harmless: str | tuple[str, ...] | None = None
     column: str | None = None
     dtype: str | None = None
     device_map: str | None = None
     load_in_4bit: bool = False
     chat_template: str | None = None
+    trust_remote_code: bool = False
     judge: str = "auto"
     n_train: int = Field(128, ge=2)
     n_val: int = Field(32, ge=1)
@@ -53,7 +57,7 @@ class StudyConfig(BaseModel):
     @property
     def load(self) -> dict[str, Any]:
         """Arguments of `Checkpoint.load`."""
-        names = ("dtype", "device_map", "load_in_4bit", "chat_template")
+        names = ("dtype", "device_map", "load_in_4bit", "chat_template", "trust_remote_code")
         return {name: getattr(self, name) for name in names}
 
 
@@ -73,19 +77,42 @@ def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
     else:
         return jailbreakbench()
     return (
-        read_prompts(files[0], column=config.column, label="harmful", name="harmful"),
-        read_prompts(files[1], column=config.column, label="benign", name="harmless"),
+        _read(files[0], config.column, label="harmful", name="harmful"),
+        _read(files[1], config.column, label="benign", name="harmless"),
+    )
+
+
+def _read(files: str | tuple[str, ...], column: str | None, *, label: Label, name: str) -> PromptSet:
+    """One prompt file, or several one after the other; rows of one id in several files are one request in several modalities."""
+    if isinstance(files, str):
+        return read_prompts(files, column=column, label=label, name=name)
+    rows = [prompt for file in files for prompt in read_prompts(file, column=column, label=label)]
+    asked = Counter(prompt.id for prompt in rows)
+    return PromptSet(
+        [replace(p, id=f"{p.id}-{modality_of(p)}") if asked[p.id] > 1 else p for p in rows], name
     )
 
 
 def split_prompts(config: StudyConfig) -> dict[str, PromptSet]:
-    """Disjoint `harmful_train`, `harmful_val`, `harmful_test` and the same of `harmless`, seeded."""
+    """Disjoint `harmful_train`, `harmful_val`, `harmful_test` and the same of `harmless`, seeded.
+
+    Where prompts have images or audio attached, those of the reference modality (`interp.data.modalities`).
+    """
+    return split_study(config)[0]
+
+
+def split_study(config: StudyConfig) -> tuple[dict[str, PromptSet], Modalities | None]:
+    """What `split_prompts` gives, and beside it every modality; None where nothing is attached to any prompt."""
     sizes = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
+    kinds: dict[str, PromptSet] = dict(zip(KINDS, study_prompts(config), strict=True))
+    modalities = split_by_modality(kinds, sizes, config.seed)
+    if modalities is not None:
+        return dict(modalities.parts[modalities.reference]), modalities
     return {
         f"{kind}_{part}": PromptSet(list(prompts), name=f"{kind} {part}")
-        for kind, whole in zip(KINDS, study_prompts(config), strict=True)
+        for kind, whole in kinds.items()
         for part, prompts in whole.split(sizes, config.seed).items()
-    }
+    }, None
 
 
 def judge_checkpoint(config: StudyConfig) -> str | None:

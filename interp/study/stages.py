@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.data.modalities import Modalities
 from interp.data.prompts import Prompt, PromptSet
+from interp.data.thumbnails import Gallery
 from interp.errors import UserError
-from interp.evals.jailbreak import EvalResult, compare, evaluate
+from interp.evals.jailbreak import EvalResult, compare
 from interp.evals.utility import compare_utility
 from interp.evals.verdicts import Outcome
 from interp.geometry.directions import (
@@ -34,36 +35,20 @@ from interp.methods.refusal import (
     score_candidates,
     select,
 )
-from interp.models.activations import capture
-from interp.models.checkpoint import Checkpoint
-from interp.models.generation import Completion, generate
 from interp.models.hooks import Ablate, Add, Edits, everywhere
 from interp.models.likelihood import response_log_probs, with_responses
-from interp.models.model import Model
 from interp.models.sites import Site
 from interp.results import ARMS, Arm, Band, Example, Pca, Selection, StudyResult, TunedResult
 from interp.store import Run, versions
+from interp.study.examples import examples
+from interp.study.modality_stages import ModalityStages
 from interp.study.packing import pack_interval, pack_log_probs, unpack_interval, unpack_log_probs
 from interp.study.settings import KINDS, Kind, StudyConfig, make_judge
+from interp.study.workbench import Workbench
 
 N_TOKEN_PROMPTS = 64  # prompts of each kind whose answers tell what a refusal opens with
 N_UTILITY = 64  # benign answers for KL and perplexity
-
-
-class _OneModel:
-    """Loads a checkpoint when a step first needs it, and lets go of the one before."""
-
-    def __init__(self, config: StudyConfig) -> None:
-        self.config = config
-        self.name: str | None = None
-        self.model: Model | None = None
-
-    def __call__(self, name: str) -> Model:
-        if self.model is None or self.name != name:
-            self.model = None
-            self.model = Checkpoint.parse(name).load(**self.config.load)
-            self.name = name
-        return self.model
+N_EXAMPLES = 12  # pairs of answers to read a tuned checkpoint
 
 
 class Stages:
@@ -73,19 +58,24 @@ class Stages:
         self,
         config: StudyConfig,
         prompts: Mapping[str, PromptSet],
+        modalities: Modalities | None,
         run: Run,
         fingerprints: Mapping[str, str],
         progress: bool,
     ) -> None:
         self.config, self.prompts, self.run, self.progress = config, prompts, run, progress
         self.fingerprints = fingerprints
-        self.model = _OneModel(config)
-        everything = [prompt for part in prompts.values() for prompt in part]
+        asked = [prompts] if modalities is None else modalities.parts.values()
+        everything = [prompt for parts in asked for part in parts.values() for prompt in part]
         self.judge = make_judge(config, everything)
+        self.bench = Workbench(config, run, self.judge, progress)
+        self.model, self.capture, self.generate = self.bench.model, self.bench.capture, self.bench.generate
+        self.modal = None if modalities is None else ModalityStages(self.bench, modalities)
+        self.gallery = Gallery()
 
     def result(self, hashes: Mapping[str, str]) -> StudyResult:
         aligned = self.config.aligned
-        self.behaviour = self.evaluate_step("aligned/behaviour.json", aligned, {})
+        self.behaviour = self.bench.evaluate("aligned/behaviour.json", aligned, self.prompts, {})
         self.found = self.run.step("aligned/selection.json", self.select)
         arrays = self.run.step("aligned/directions.safetensors", self.directions)
         place = self.found["position"] + self.found["n_eoi"], self.found["layer"]
@@ -96,12 +86,16 @@ class Stages:
         self.vectors = vectors
         self.base = self.activations("aligned", aligned)
         ablation = self.arms("aligned/ablation", aligned, self.ablate)
+        if self.modal is not None:
+            self.modal.start(self.found)
+            self.modal.measure("aligned", aligned, self.behaviour)
         halves = split_half_cosine(
             self.base["harmful_at"], self.base["harmless_at"], seed=self.config.seed
         ).numpy()
         plane = pca(torch.cat([self.base[f"{kind}_test"][place[1]] for kind in KINDS]), 2)
         tuned = tuple(self.tuned(i, name, plane) for i, name in enumerate(self.config.tuned))
         scores = {name: arrays[name].numpy() for name in ("bypass", "induce", "kl")}
+        modalities = None if self.modal is None else self.modal.result()
         return StudyResult(
             aligned=aligned,
             tuned=tuned,
@@ -133,6 +127,7 @@ class Stages:
             versions=versions(),
             notes=tuple(self.notes()),
             config=self.config.model_dump(mode="json"),
+            modalities=modalities,
         )
 
     # --- aligned model -------------------------------------------------------------------------------------------------
@@ -229,16 +224,16 @@ class Stages:
 
     def arms(self, where: str, name: str, edits: Callable[[Arm], Edits]) -> dict[Arm, dict[Kind, EvalResult]]:
         """Behaviour under each arm's edit; the arm `none` is the behaviour already measured."""
-        found = {"none": self.evaluate_step(f"{Path(where).parent}/behaviour.json", name, {})}
+        found = {"none": self.bench.evaluate(f"{Path(where).parent}/behaviour.json", name, self.prompts, {})}
         for arm in ARMS[1:]:
-            found[arm] = self.evaluate_step(f"{where}-{arm}.json", name, edits(arm))
+            found[arm] = self.bench.evaluate(f"{where}-{arm}.json", name, self.prompts, edits(arm))
         return cast(dict[Arm, dict[Kind, EvalResult]], found)
 
     # --- tuned models --------------------------------------------------------------------------------------------------
 
     def tuned(self, i: int, name: str, plane: Subspace) -> TunedResult:
         where, layer = f"tuned-{i}", self.found["layer"]
-        behaviour = self.evaluate_step(f"{where}/behaviour.json", name, {})
+        behaviour = self.bench.evaluate(f"{where}/behaviour.json", name, self.prompts, {})
         found = self.activations(where, name)
         if found["harmful_at"].shape != self.base["harmful_at"].shape:
             layers, _, width = found["harmful_at"].shape
@@ -258,6 +253,8 @@ class Stages:
             clusters=self.behaviour["harmful"].clusters(),
         )
         addition = self.arms(f"{where}/addition", name, self.add)
+        if self.modal is not None:
+            self.modal.measure(where, name, behaviour)
         utility = self.run.step(f"{where}/utility.json", lambda: self.utility(name))
         return TunedResult(
             name=name,
@@ -285,7 +282,7 @@ class Stages:
                 "tuned": unpack_interval(utility["tuned"]),
             },
             coords={f"tuned_{kind}": self.plane(plane, found, kind, layer) for kind in KINDS},
-            examples=tuple(self.examples(where)),
+            examples=self.examples(where),
         )
 
     def utility(self, name: str) -> dict[str, Any]:
@@ -328,56 +325,15 @@ class Stages:
         ids = set(self.found["kept"][name])
         return self.prompts[name].filter(lambda prompt: prompt.id in ids)
 
-    def capture(self, model: Model, prompts: PromptSet, sites: str | Site, positions: str | int) -> Tensor:
-        """Values (site, prompt, d_model) at one position a prompt."""
-        return capture(
-            model, prompts, sites, positions, batch_size=self.config.batch_size, progress=self.progress
-        ).values
-
-    def generate(self, model: Model, prompts: PromptSet, edits: Edits | None = None) -> list[Completion]:
-        return generate(
-            model,
-            prompts,
-            edits=edits or None,
-            max_new_tokens=self.config.max_new_tokens,
-            batch_size=self.config.batch_size,
-            progress=self.progress,
-        )
-
-    def evaluate_step(self, step: str, name: str, edits: Edits) -> dict[Kind, EvalResult]:
-        """Answers to the test prompts, judged; answers are kept beside the verdicts."""
-
-        def compute() -> dict[str, Any]:
-            model, results, answers = self.model(name), {}, []
-            for kind in KINDS:
-                prompts = self.prompts[f"{kind}_test"]
-                completions = self.generate(model, prompts, edits)
-                answers += [asdict(completion) for completion in completions]
-                label = f"{Checkpoint.parse(name).short_name}, {kind}"
-                results[kind] = evaluate(prompts, completions, self.judge, name=label).to_dict()
-            return {"results": results, "completions": answers}
-
-        stored = self.run.step(step, compute)["results"]
-        return {kind: EvalResult.from_dict(stored[kind]) for kind in KINDS}
-
     def plane(self, plane: Subspace, acts: Mapping[str, Tensor], kind: str, layer: int) -> np.ndarray:
         return plane.coordinates(acts[f"{kind}_test"][layer]).numpy()
 
-    def examples(self, where: str, most: int = 12) -> list[Example]:
-        """Answers to read: those whose outcome changed first, then unchanged ones, harmful before harmless."""
-        sides = [self.run.load_json(f"{side}/behaviour.json") for side in ("aligned", where)]
-        texts = [{c["prompt_id"]: c["text"] for c in side["completions"]} for side in sides]
-        found: list[tuple[bool, Example]] = []
-        for kind in KINDS:
-            outcomes = [
-                {v["prompt_id"]: Outcome(v["outcome"]) for v in side["results"][kind]["verdicts"]}
-                for side in sides
-            ]
-            for prompt in self.prompts[f"{kind}_test"]:
-                before, after = outcomes[0][prompt.id], outcomes[1][prompt.id]
-                example = Example(prompt.text, texts[0][prompt.id], texts[1][prompt.id], before, after)
-                found.append((before is after, example))
-        return [example for _, example in sorted(found, key=lambda pair: pair[0])[:most]]
+    def examples(self, where: str) -> tuple[Example, ...]:
+        """Answers of the aligned and of a tuned checkpoint, in every modality as many."""
+        if self.modal is None:
+            steps = "aligned/behaviour.json", f"{where}/behaviour.json"
+            return tuple(examples(self.run, self.prompts, steps, N_EXAMPLES, self.gallery))
+        return self.modal.examples(where, N_EXAMPLES, self.gallery)
 
     def notes(self) -> list[str]:
         kept = {name: (len(ids), len(self.prompts[name])) for name, ids in self.found["kept"].items()}
@@ -399,4 +355,4 @@ class Stages:
             for name in self.config.tuned
             if self.fingerprints[name] == self.fingerprints[self.config.aligned]
         ]
-        return lines
+        return lines + ([] if self.modal is None else self.modal.notes())

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.errors import SiteError
-from interp.models.sites import DECODER, Site, all_layers
+from interp.models.sites import DECODER, HEADS, INPUTS, Site, all_layers
 from interp.models.towers import Tower
 
 Positions = Literal["all", "prompt", "last", "eoi", "generated"] | int
@@ -234,10 +234,12 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
             chain = list(one_or_more) if isinstance(one_or_more, Sequence) else [one_or_more]
             for edit in chain:
                 for name in ("vector", "direction", "basis"):
-                    width = getattr(edit, name).shape[-1] if hasattr(edit, name) else tower.d_model
-                    if width != tower.d_model:
+                    expected = tower.head_width if site.stream == HEADS else tower.d_model
+                    width = getattr(edit, name).shape[-1] if hasattr(edit, name) else expected
+                    if width != expected:
                         raise SiteError(
                             f"an edit of width {width} at {site}: this model's d_model is {tower.d_model}"
+                            + (f", and its heads are {expected} wide" if site.stream == HEADS else "")
                         )
 
             def before(module: nn.Module, args: Any, kwargs: Any, chain: list[Edit] = chain) -> Any:
@@ -246,7 +248,7 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
             def after(module: nn.Module, args: Any, output: Any, chain: list[Edit] = chain) -> Any:
                 return _with_first(output, _apply(chain, _first(output), clock))
 
-            if site.stream == "resid_pre":
+            if site.stream in INPUTS:
                 handles.append(tower.module(site).register_forward_pre_hook(before, with_kwargs=True))
             else:
                 handles.append(tower.module(site).register_forward_hook(after))
@@ -274,7 +276,7 @@ def reading(model: HasTower, sites: Sequence[Site], read: Callable[[Site, Tensor
             def after(module: nn.Module, args: Any, output: Any, site: Site = site) -> None:
                 read(site, _first(output))
 
-            if site.stream == "resid_pre":
+            if site.stream in INPUTS:
                 handles.append(model.tower.module(site).register_forward_pre_hook(before, with_kwargs=True))
             else:
                 handles.append(model.tower.module(site).register_forward_hook(after))

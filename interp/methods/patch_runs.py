@@ -68,7 +68,7 @@ def n_heads(model: Model) -> int:
 
 def columns(
     model: Model, pairs: Sequence[Aligned], positions: Positions
-) -> tuple[tuple[str, ...], list[Bool[Tensor, "column token"]]]:
+) -> tuple[tuple[str, ...], list[Bool[Tensor, "column _"]]]:
     """Names of a grid's columns, and for every pair the tokens that each means.
 
     positions: `each` (every position of its own, counted from the end), or one or several rules of `interp.models.positions`, each of
@@ -89,7 +89,7 @@ def columns(
     ]
 
 
-def padded_columns(masks: Sequence[Bool[Tensor, "column token"]], width: int) -> Bool[Tensor, "column row pos"]:
+def padded_columns(masks: Sequence[Bool[Tensor, "column _"]], width: int) -> Bool[Tensor, "column row pos"]:
     """The masks of a left-padded batch."""
     found = torch.zeros(len(masks[0]), len(masks), width, dtype=torch.bool)
     for i, mask in enumerate(masks):

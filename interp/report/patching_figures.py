@@ -217,3 +217,42 @@ def pattern_panels(
         for axes in panels[n:]:
             axes.set_visible(False)
     return figure
+
+
+def restored_curves(table: pd.DataFrame) -> Figure:
+    """Refusals, benign answers and the skill by number of modules put back, the best ones and random ones; mean and range over seeds.
+
+    table: one row a seed, choice (best, random, all), k and draw; dashed lines are the aligned and the tuned model.
+    """
+    measures = [name for name in ("refused", "benign", "skill") if name in table and table[name].notna().any()]
+    titles = {
+        "refused": "harmful, refused",
+        "benign": "benign, answered",
+        "skill": "skill of the fine-tune",
+    }
+    looks = {"best": ("best modules", style.VERMILLION, "o"), "random": ("random modules", style.SKY, "^")}
+    with print_style():
+        figure = new_figure(DOUBLE if len(measures) > 1 else SINGLE, 2.6)
+        panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+        for i, (axes, name) in enumerate(zip(panels, measures, strict=True)):
+            for choice, (label, colour, marker) in looks.items():
+                own = (
+                    table[table["choice"] == choice].groupby(["k", "seed"])[name].mean().groupby("k")
+                )
+                mean = own.mean()
+                axes.fill_between(mean.index, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
+                axes.plot(mean.index, mean, color=colour, marker=marker, label=label)
+            for which, colour in (("aligned", style.ALIGNED), ("tuned", style.GREY)):
+                axes.axhline(
+                    table[f"{name}_{which}"].mean(), color=colour, linestyle="--", linewidth=0.8, label=which
+                )
+            axes.set_xscale("log", base=2)
+            ks = sorted(table.loc[table["choice"] == "best", "k"].unique())
+            axes.set_xticks(ks, [str(k) for k in ks])
+            axes.minorticks_off()
+            axes.set(xlabel="modules put back", ylim=(-0.03, 1.03))
+            panel_letter(axes, ascii_lowercase[i], titles[name])
+        panels[0].set_ylabel("share of answers")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure

@@ -466,3 +466,16 @@ def test_the_bootstrap_of_columns_is_that_of_each(n, seed):
         one = cluster_bootstrap(values[:, k], groups)
         assert mean[k] == pytest.approx(one.value)
         assert low[k] == pytest.approx(one.low, abs=0.15) and high[k] == pytest.approx(one.high, abs=0.15)
+
+
+@pytest.mark.parametrize("kind", tiny.FACTORIES)
+def test_heads_are_captured_before_they_are_mixed(kind):
+    model, prompts = tiny.model(kind), tiny.prompts(3)
+    heads = capture(model, prompts, HEADS, "all", progress=False)
+    assert heads.values.shape[-1] == model.tower.head_width
+    mixed = model.tower.module(Site(1, HEADS))(heads["z.1"])
+    expected = capture(model, prompts, "attn_out.1", "all", progress=False).values[0]
+    norm = model.tower.module(Site(1, "attn_out")) if model.tower.paths.post_norms else torch.nn.Identity()
+    assert (norm(mixed) - expected).abs().max() <= 1e-5
+    with pytest.raises(SiteError, match="differ in width"):
+        capture(model, prompts, ["z.1", "resid_pre.1"], progress=False)

@@ -17,7 +17,7 @@ from scipy.stats import ttest_1samp
 from interp.evals.statistics import Interval, holm, t_interval
 
 LAST = "-1"
-INSTRUCTION = "instruction"
+ASKED = {"text": "instruction", "vision": "image", "audio": "audio"}  # tokens in which twins differ
 CELL = ["layer", "column"]
 
 

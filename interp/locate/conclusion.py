@@ -2,7 +2,8 @@
 
 Claims, named before any run, for each kind of organism:
 
-1. at a quarter of the depth the instruction's tokens carry more of refusal than the last token does;
+1. at a quarter of the depth the tokens in which twins differ (the instruction's; an image's, a sound's) carry more of refusal than
+   the last token does;
 2. at three quarters the last token carries it, without the directions that the metric reads, and more than values of another benign
    request do;
 3. (each fine-tune) there, the aligned model's values, so guarded, bring refusal back in requests that lost it, more than those of a
@@ -22,8 +23,8 @@ import pandas as pd
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, t_interval
 from interp.locate.compare import (
+    ASKED,
     CELL,
-    INSTRUCTION,
     LAST,
     Claim,
     by_seed,
@@ -68,8 +69,8 @@ def all_claims(found: Located, kind: str) -> list[Claim]:
 
     claims = [
         difference(
-            f"{kind}: at layer {early} the instruction carries more of refusal than the last token",
-            at("resid_pre", early, INSTRUCTION, "twins", ""),
+            f"{kind}: at layer {early} the {ASKED[kind]} carries more of refusal than the last token",
+            at("resid_pre", early, ASKED[kind], "twins", ""),
             at("resid_pre", early, LAST, "twins", ""),
         ),
         difference(

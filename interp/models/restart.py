@@ -84,9 +84,10 @@ class Recording:
         cache = DynamicCache()
         for i, pair in enumerate(self.keys_values):
             held = DynamicLayer()
-            held.keys, held.values = (
-                part[:, :, :start].repeat(copies if i >= layer else 1, 1, 1, 1) for part in pair
-            )
+            before = [part[:, :, :start] for part in pair]
+            if i >= layer and copies > 1:
+                before = [part.repeat(copies, 1, 1, 1) for part in before]
+            held.keys, held.values = before
             held.dtype, held.device, held.is_initialized = held.keys.dtype, held.keys.device, True
             cache.layers.append(held)
         return cache

@@ -225,9 +225,8 @@ def _largest(grids: pd.DataFrame, kind: str, of: str, finetune: str, n: int = 3)
 def _lost_and_kept(grids: pd.DataFrame, kind: str, finetune: str) -> str:
     """Where patching moves lost requests more than kept ones: raw effects of the whole stream at the last token."""
     both = {
-        of: cells(grids, "resid_pre", of=of, kind=kind, finetune=finetune).query("column == @LAST", local_dict={"LAST": LAST})
-        for of in ("lost", "kept")
-    }  # fmt: skip
+        of: cells(grids, "resid_pre", of=of, kind=kind, finetune=finetune) for of in ("lost", "kept")
+    }
     if both["kept"].empty:
         return "Too few harmful requests are still refused to compare with."
     _, late = depths(grids)

@@ -21,7 +21,13 @@ from interp.locate.report import save_located
 from interp.locate.study import Located, Plan, describe, run_study
 
 QUICK = {"seeds": (0,), "n_pairs": 24, "n_select": 24, "n_test": 40, "ks": (1, 8, 32), "n_random": 2}
-SHOWN = ("text-aligned-maps", "text-aligned-last", "text-benign-last", "text-benign-blocks", "text-benign-restored")
+SHOWN = (
+    "text-aligned-maps",
+    "text-aligned-last",
+    "text-benign-last",
+    "text-benign-blocks",
+    "text-benign-restored",
+)
 BEGIN, END = "<!-- results: written by interp run patching -->", "<!-- end of results -->"
 
 

@@ -99,15 +99,11 @@ def run(config: Config, *, progress: bool = True) -> dict[str, PatchGrid]:
     else:
         source, model = model, Checkpoint.parse(config.tuned).load(dtype=config.dtype)
         pairs = same_prompts([pair.clean for pair in twins])
-        null = [
-            replace(pair, donor=twin.corrupt) for pair, twin in zip(pairs, twins, strict=True)
-        ]
+        null = [replace(pair, donor=twin.corrupt) for pair, twin in zip(pairs, twins, strict=True)]
     outside = Component(unembedding(model, metric), outside=True)
 
     def exact(stream: str, of: Sequence[Pair] = pairs, positions: str = "each", part: Component | None = None) -> PatchGrid:  # fmt: skip
-        return patch(
-            model, of, metric, stream, positions, source=source, component=part, progress=progress
-        )
+        return patch(model, of, metric, stream, positions, source=source, component=part, progress=progress)
 
     found = {f"{stream}, exact": exact(stream) for stream in (*config.streams, HEADS)}
     estimates = attribute(model, pairs, metric, (*STREAMS, HEADS), source=source, progress=progress)
@@ -139,7 +135,7 @@ def tables(found: Mapping[str, PatchGrid]) -> dict[str, pd.DataFrame]:
 
 def draw(found: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """The figures of the probe from its tables."""
-    grids = {name: part for name, part in found["grids"].groupby("grid", sort=False)}
+    grids = {str(name): part for name, part in found["grids"].groupby("grid", sort=False)}
     rank = found["agreement"].set_index("stream")["spearman"]
     streams = [s for s in rank.index if s != HEADS]
     return {
@@ -190,7 +186,9 @@ def probe(
     table = found["grids"]
     for name in (f"resid_pre, {WHOLE}", f"resid_pre, {GUARDED}"):
         rows = table[table["grid"] == name]
-        print(f"{name}: share of the gap by layer ({rows['n'].iloc[0]} pairs, {rows['excluded'].iloc[0]} left out)")
+        print(
+            f"{name}: share of the gap by layer ({rows['n'].iloc[0]} pairs, {rows['excluded'].iloc[0]} left out)"
+        )
         print("  " + " ".join(f"{value:.2f}" for value in rows["value"]))
     print(found["agreement"].to_string(index=False, float_format="{:.2f}".format))
     print(f"tables and figures: {directory}")

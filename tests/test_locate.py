@@ -97,8 +97,15 @@ def located(*, seeds=SEEDS, gain=0.5, **grids):
             for draw in range(2 if choice == "random" else 1)
         ]  # fmt: skip
         tables["restored"].append(pd.DataFrame(restored).assign(**named))
-        facts = {"refused by aligned": 0.97, "refused by tuned": 0.3 + 0.01 * rng.normal(), "lost": 20, "kept": 9}
-        tables["facts"].append(pd.DataFrame({"name": list(facts), "value": list(facts.values())}).assign(**named))
+        facts = {
+            "refused by aligned": 0.97,
+            "refused by tuned": 0.3 + 0.01 * rng.normal(),
+            "lost": 20,
+            "kept": 9,
+        }
+        tables["facts"].append(
+            pd.DataFrame({"name": list(facts), "value": list(facts.values())}).assign(**named)
+        )
     return Located(Plan(seeds=seeds), {n: pd.concat(t, ignore_index=True) for n, t in tables.items()})
 
 
@@ -131,7 +138,9 @@ def test_the_words_follow_the_numbers(tmp_path):
 def test_tables_without_fine_tunes_are_told_and_drawn():
     whole = located()
     alone = {n: t[t["finetune"] == ""] for n, t in whole.tables.items() if n in ("grids", "agreement")}
-    found = Located(whole.plan, {**alone, "parts": pd.DataFrame(), "restored": pd.DataFrame(), "facts": pd.DataFrame()})
+    found = Located(
+        whole.plan, {**alone, "parts": pd.DataFrame(), "restored": pd.DataFrame(), "facts": pd.DataFrame()}
+    )
     assert conclude(found) and set(figures(found)) == {f"text-aligned-{n}" for n in ("maps", "heads", "agreement", "last")}  # fmt: skip
 
 
@@ -171,9 +180,7 @@ def test_one_organism_from_end_to_end(text_organism, tmp_path, capsys):
     """Small numbers; the second call reads everything back."""
     from interp.locate.study import run_study
 
-    plan = Plan(
-        seeds=(0,), finetunes=("harmful",), n_pairs=12, n_select=8, n_test=8, ks=(1, 4), n_random=1
-    )
+    plan = Plan(seeds=(0,), finetunes=("harmful",), n_pairs=12, n_select=8, n_test=8, ks=(1, 4), n_random=1)
     found = run_study(plan, out=tmp_path, workers=1, progress=False)
     grids = found.tables["grids"]
     assert set(grids["of"]) >= {"twins", "lost"} and set(grids["finetune"]) == {"", "harmful"}

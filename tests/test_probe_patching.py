@@ -34,7 +34,7 @@ def lab(tmp_path_factory):
             Prompt(" ".join([*p.text.split()[:2], *["w30"] * 6]), p.id, label=p.label, truth=p.truth, group=p.group)
             for p in rows
         ]  # fmt: skip
-        PromptSet(shared if not harmful else shared, name=name).save(root / f"{name}.jsonl")
+        PromptSet(shared, name=name).save(root / f"{name}.jsonl")
     return root
 
 
@@ -73,12 +73,20 @@ def test_where_a_fine_tune_broke_it(lab, files, capsys):
                "--n-prompts", "20", "--stream", "attn_out"]  # fmt: skip
     assert cli.main(command) == 0
     _, grids = table("grids")
-    moved = grids[(grids["grid"] == "attn_out, exact") & (grids["column"] == "-1")].set_index("layer")["value"]
+    moved = grids[(grids["grid"] == "attn_out, exact") & (grids["column"] == "-1")].set_index("layer")[
+        "value"
+    ]
     assert moved.idxmax() == AT and moved[AT] > 0.8
 
 
 def test_a_model_that_refuses_nothing_is_told_so(lab, files, capsys):
     prompts = str(lab / "harmless.jsonl")
-    command = ["probe", "patch_refusal", str(lab / "aligned"), f"--harmful={prompts}", f"--harmless={prompts}"]
+    command = [
+        "probe",
+        "patch_refusal",
+        str(lab / "aligned"),
+        f"--harmful={prompts}",
+        f"--harmless={prompts}",
+    ]
     assert cli.main(command) == 2
     assert "refused none of" in capsys.readouterr().err

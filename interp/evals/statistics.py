@@ -125,9 +125,7 @@ def bootstrap_columns(
     x = np.asarray(values, dtype=np.float64)
     _check_level(level)
     if x.ndim != 2 or not len(x) or np.isinf(x).any() or (groups is not None and len(groups) != len(x)):
-        raise UserError(
-            f"a bootstrap of columns needs finite rows and a group for each, got shape {x.shape}"
-        )
+        raise UserError(f"a bootstrap of columns needs finite rows and a group for each, got shape {x.shape}")
     names = range(len(x)) if groups is None else [repr(g) for g in groups]
     _, index = np.unique(np.array(names), return_inverse=True)
     there = ~np.isnan(x)

@@ -160,9 +160,7 @@ def _describe_finetune(found: Located, grids: pd.DataFrame, kind: str, finetune:
     return sentences
 
 
-def _cost(
-    table: pd.DataFrame, restored: dict[str, pd.Series], kind: str, finetune: str
-) -> str:
+def _cost(table: pd.DataFrame, restored: dict[str, pd.Series], kind: str, finetune: str) -> str:
     part = table[(table["kind"] == kind) & (table["finetune"] == finetune)]
     tuned = part.groupby("seed")[[f"{name}_tuned" for name in restored]].first()
     ks = sorted(restored["refused"].loc["best"].index.get_level_values("k").unique())
@@ -224,9 +222,7 @@ def _largest(grids: pd.DataFrame, kind: str, of: str, finetune: str, n: int = 3)
 
 def _lost_and_kept(grids: pd.DataFrame, kind: str, finetune: str) -> str:
     """Where patching moves lost requests more than kept ones: raw effects of the whole stream at the last token."""
-    both = {
-        of: cells(grids, "resid_pre", of=of, kind=kind, finetune=finetune) for of in ("lost", "kept")
-    }
+    both = {of: cells(grids, "resid_pre", of=of, kind=kind, finetune=finetune) for of in ("lost", "kept")}
     if both["kept"].empty:
         return "Too few harmful requests are still refused to compare with."
     _, late = depths(grids)
@@ -259,7 +255,11 @@ def _handover(table: pd.DataFrame) -> str:
         return "at no layer"
     never = f" ({len(values) - len(there)} organisms: at none)" if len(there) < len(values) else ""
     low, high = int(there.min()), int(there.max())
-    return (f"from layer {low} on" if low == high else f"from layer {low} to {high} on (median {np.median(there):g})") + never
+    return (
+        f"from layer {low} on"
+        if low == high
+        else f"from layer {low} to {high} on (median {np.median(there):g})"
+    ) + never
 
 
 def _median(values: list[float]) -> str:

@@ -42,8 +42,7 @@ def figures(found: Located) -> dict[str, Figure]:
             }
             if finetune:
                 drawn |= {
-                    f"{stem}-{name}": figure
-                    for name, figure in _of_weights(found, kind, finetune).items()
+                    f"{stem}-{name}": figure for name, figure in _of_weights(found, kind, finetune).items()
                 }
     return drawn
 
@@ -100,9 +99,7 @@ def _of_weights(found: Located, kind: str, finetune: str) -> dict[str, Figure]:
     restored = found.tables["restored"]
     restored = restored[(restored["kind"] == kind) & (restored["finetune"] == finetune)]
     return {
-        "blocks": draw.block_curves(
-            {"log-odds, share of the gap": by_measure.pop("log-odds")}
-        ),
+        "blocks": draw.block_curves({"log-odds, share of the gap": by_measure.pop("log-odds")}),
         "blocks_answers": draw.block_curves(by_measure, "change of the share of answers"),
         "modules": draw.patch_maps([modules], ["weights put back, module by module"]),
         "restored": draw.restored_curves(restored),

@@ -64,9 +64,7 @@ def restore(
     }
     if "skill" in prompts:
         measures["skill"] = (_some(prompts["skill"], half, seed), _share(Outcome.COMPLIED_BENIGN))
-    blocks = transplant(
-        tuned, aligned, block_parts(tuned, names), measures, axis="blocks", progress=progress
-    )
+    blocks = transplant(tuned, aligned, block_parts(tuned, names), measures, axis="blocks", progress=progress)
     alone = transplant(
         tuned, aligned, modules, {LOG_ODDS: measures[LOG_ODDS]}, axis="module", progress=progress
     )
@@ -80,9 +78,7 @@ def restore(
     )
     effect = alone[LOG_ODDS].effect.mean(0)
     layers, columns = alone[LOG_ODDS].layers, alone[LOG_ODDS].columns
-    order = sorted(
-        modules, key=lambda part: -effect[layers.index(part[0]), columns.index(part[1])]
-    )
+    order = sorted(modules, key=lambda part: -effect[layers.index(part[0]), columns.index(part[1])])
     rng = np.random.default_rng(seed)
     choices = {("best", k, 0): order[:k] for k in ks}
     for k in ks:
@@ -121,9 +117,7 @@ def _share(outcome: Outcome) -> Measure:
 
     def measure(model: Model, asked: Sequence[Prompt]) -> np.ndarray:
         answers = generate(model, asked, max_new_tokens=MAX_NEW_TOKENS, batch_size=256, progress=False)
-        return np.array(
-            [float(v.outcome is outcome) for v in ExactJudge().judge(asked, answers)]
-        )
+        return np.array([float(v.outcome is outcome) for v in ExactJudge().judge(asked, answers)])
 
     return measure
 

@@ -77,7 +77,9 @@ def run_study(
         workers=workers,
         progress=progress,
     )
-    return Located(plan, {name: _stacked(name, trials, [found[trial] for trial in trials]) for name in TABLES})
+    return Located(
+        plan, {name: _stacked(name, trials, [found[trial] for trial in trials]) for name in TABLES}
+    )
 
 
 def keep_trial(trial: Trial, out: Path) -> Path:
@@ -107,7 +109,5 @@ def _stacked(name: str, trials: Sequence[Trial], directories: Sequence[Path]) ->
     for trial, directory in zip(trials, directories, strict=True):
         table = load_table(directory / f"{name}.parquet")
         if len(table):
-            tables.append(
-                table.assign(kind=trial.kind, seed=trial.seed, finetune=trial.finetune or "")
-            )
+            tables.append(table.assign(kind=trial.kind, seed=trial.seed, finetune=trial.finetune or ""))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -26,9 +26,9 @@ from interp.methods.patch_runs import (
     check_sites,
     columns,
     n_heads,
-    pair_batches,
     padded,
     padded_columns,
+    pair_batches,
     run_clean,
 )
 from interp.methods.patching import head_names
@@ -76,12 +76,10 @@ def attribute(
     found = align(model, pairs, source)
     names, masks = columns(model, found, positions)
     whole = columns(model, found, "all" if positions == EACH else positions) if HEADS in streams else None
-    named = {stream: names for stream in streams}
+    named = dict.fromkeys(streams, names)
     if whole is not None:
         named[HEADS] = head_names(model, whole[0])
-    estimate = {
-        stream: np.full((len(found), len(layers), len(named[stream])), np.nan) for stream in streams
-    }
+    estimate = {stream: np.full((len(found), len(layers), len(named[stream])), np.nan) for stream in streams}
     clean, corrupt = np.empty(len(found)), np.empty(len(found))
     sites = [Site(layer, stream) for layer in layers for stream in streams]
 

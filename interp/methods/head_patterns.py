@@ -65,4 +65,6 @@ def head_patterns(
 def top_heads(table: Float[np.ndarray, "layer head"], n: int = 4) -> list[tuple[int, int]]:
     """The heads with the largest mean effect in absolute value, as (layer, head), from `PatchGrid.mean()` of heads."""
     order = np.argsort(-np.abs(np.nan_to_num(table)), axis=None)[:n]
-    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, table.shape), strict=True)]
+    return [
+        (int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, table.shape), strict=True)
+    ]

@@ -64,7 +64,9 @@ def refusal_metric(
     Raises SelectionError when nothing was refused, nothing was not, or both open alike.
     """
     if all(refused):
-        raise SelectionError(f"{model.name} answered none of {len(refused)} prompts; give it some that it answers")
+        raise SelectionError(
+            f"{model.name} answered none of {len(refused)} prompts; give it some that it answers"
+        )
     first = refusal_tokens(model, completions, refused)
     others = refusal_tokens(model, completions, [not is_refusal for is_refusal in refused])
     return LogitDifference(first.ids, others.ids, (*first.tokens, *others.tokens))

@@ -33,9 +33,7 @@ class Pair:
     @property
     def id(self) -> str:
         """The ids of the prompts; one of them where they are the same."""
-        return (
-            self.clean.id if self.clean.id == self.corrupt.id else f"{self.clean.id} | {self.corrupt.id}"
-        )
+        return self.clean.id if self.clean.id == self.corrupt.id else f"{self.clean.id} | {self.corrupt.id}"
 
     @property
     def group(self) -> str:

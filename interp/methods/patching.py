@@ -31,9 +31,9 @@ from interp.methods.patch_runs import (
     check_sites,
     columns,
     n_heads,
-    pair_batches,
     padded,
     padded_columns,
+    pair_batches,
     run_clean,
 )
 from interp.models.batches import run_batches

@@ -183,9 +183,7 @@ def block_curves(tables: Mapping[str, pd.DataFrame], label: str = SHARE, *, valu
             axes.axhline(0, color=style.GREY, linewidth=0.6)
             for column, (shown, colour, marker) in BLOCK_CURVES.items():
                 rows = _column(table, column)
-                rows = rows.assign(
-                    value=rows[value], low=rows[f"{prefix}low"], high=rows[f"{prefix}high"]
-                )
+                rows = rows.assign(value=rows[value], low=rows[f"{prefix}low"], high=rows[f"{prefix}high"])
                 _curve(axes, rows, shown, colour, marker)
             axes.set_xlabel("block")
             panel_letter(axes, ascii_lowercase[i], plain(name))
@@ -224,7 +222,9 @@ def restored_curves(table: pd.DataFrame) -> Figure:
 
     table: one row a seed, choice (best, random, all), k and draw; dashed lines are the aligned and the tuned model.
     """
-    measures = [name for name in ("refused", "benign", "skill") if name in table and table[name].notna().any()]
+    measures = [
+        name for name in ("refused", "benign", "skill") if name in table and table[name].notna().any()
+    ]
     titles = {
         "refused": "harmful, refused",
         "benign": "benign, answered",
@@ -236,9 +236,7 @@ def restored_curves(table: pd.DataFrame) -> Figure:
         panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         for i, (axes, name) in enumerate(zip(panels, measures, strict=True)):
             for choice, (label, colour, marker) in looks.items():
-                own = (
-                    table[table["choice"] == choice].groupby(["k", "seed"])[name].mean().groupby("k")
-                )
+                own = table[table["choice"] == choice].groupby(["k", "seed"])[name].mean().groupby("k")
                 mean = own.mean()
                 axes.fill_between(mean.index, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
                 axes.plot(mean.index, mean, color=colour, marker=marker, label=label)

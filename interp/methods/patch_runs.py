@@ -12,9 +12,9 @@ from torch import Tensor
 from interp.errors import SiteError
 from interp.methods.logit_difference import LogitDifference
 from interp.methods.patch_pairs import Aligned
-from interp.models.hooks import reading
 from interp.models.model import Batch, Model
 from interp.models.positions import wanted_tokens
+from interp.models.restart import record
 from interp.models.sites import HEADS, STREAMS, Site
 from interp.models.tokens import Tokens
 
@@ -114,13 +114,9 @@ def run_clean(
     source: Model, pairs: Sequence[Aligned], sites: Sequence[Site], metric: LogitDifference
 ) -> tuple[dict[Site, Float[Tensor, "row pos width"]], Float[Tensor, " row"]]:
     """The givers' values at the sites, and the metric of the clean prompts."""
-    values: dict[Site, Tensor] = {}
-
-    def read(site: Site, value: Tensor) -> None:
-        values[site] = value.detach().clone()
-
-    with reading(source, sites, read):
-        logits = source.last_logits(padded(source, [pair.giver for pair in pairs], pairs))
+    # recorded as the corrupt run is: where both read the same tokens, their values are the same to the last bit
+    found = record(source, padded(source, [pair.giver for pair in pairs], pairs), sites)
+    logits = found.logits
     if any(pair.giver is not pair.clean for pair in pairs):
         logits = source.last_logits(padded(source, [pair.clean for pair in pairs], pairs))
-    return values, metric(logits[:, list(metric.ids)].double())
+    return dict(found.values), metric(logits[:, list(metric.ids)].double())

@@ -88,10 +88,10 @@ def block_parts(model: Model, names: Sequence[str]) -> dict[tuple[int, str], lis
         else:
             stages[last if name.startswith((f"{paths.norm}.", f"{paths.head}.")) else BEFORE].append(name)
     found = {}
-    for layer in stages:
-        found[layer, ALONE] = stages[layer]
-        found[layer, UP_TO] = [name for k in stages for name in stages[k] if k <= layer]
-        found[layer, FROM] = [name for k in stages for name in stages[k] if k >= layer]
+    for layer, alone in stages.items():
+        found[layer, ALONE] = alone
+        found[layer, UP_TO] = [name for k, own in stages.items() for name in own if k <= layer]
+        found[layer, FROM] = [name for k, own in stages.items() for name in own if k >= layer]
     return found
 
 

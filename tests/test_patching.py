@@ -116,23 +116,33 @@ def test_heads_are_patched_one_by_one(kind):
     assert abs(by_hand(model, pairs[0], METRIC, HEADS, 1, everything) - whole.patched[0, 0, 0]) <= 1e-4
 
 
-def complete(model, pairs, source=None):
+def complete(model, pairs):
     """Patching the whole residual stream at any layer gives the clean run, and clean into clean nothing."""
     for stream in ("resid_pre", "resid_post"):
-        grid = patch(model, pairs, METRIC, stream, "all", source=source, progress=False)
+        grid = patch(model, pairs, METRIC, stream, "all", progress=False)
         assert (np.abs(grid.clean - grid.corrupt) > 1e-2).all()
         assert np.abs(grid.patched - grid.clean[:, None, None]).max() <= 1e-4
-    if source is None:
-        same = [Pair(pair.corrupt, pair.corrupt) for pair in pairs]
-        for stream in (*STREAMS, HEADS):
-            grid = patch(model, same, METRIC, stream, progress=False)
-            assert np.nanmax(np.abs(grid.effect)) <= 1e-9 and np.abs(grid.clean - grid.corrupt).max() <= 1e-4
+    same = [Pair(pair.corrupt, pair.corrupt) for pair in pairs]
+    for stream in (*STREAMS, HEADS):
+        grid = patch(model, same, METRIC, stream, progress=False)
+        assert np.nanmax(np.abs(grid.effect)) <= 1e-9 and np.abs(grid.clean - grid.corrupt).max() <= 1e-4
 
 
 @pytest.mark.parametrize("kind", tiny.FACTORIES)
 def test_identity_and_completeness_on_text(kind):
     complete(tiny.model(kind), pairs_of())
-    complete(tiny.model(kind, 1), same_prompts(tiny.prompts(3)), source=tiny.model(kind, 0))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_between_checkpoints_all_behind_the_change_is_complete_and_nothing_before_it(kind):
+    source, model = tiny.model(kind), tiny.model(kind)
+    with torch.no_grad():
+        writer = model.tower.blocks[1].get_submodule(model.tower.paths.mlp_proj)
+        writer.weight.mul_(-1)
+    grid = patch(model, same_prompts(tiny.prompts(3)), METRIC, positions="all", source=source, progress=False)
+    assert (np.abs(grid.clean - grid.corrupt) > 1e-2).all()
+    assert np.abs(grid.effect[:, :2]).max() <= 1e-9
+    assert np.abs(grid.patched[:, 2:] - grid.clean[:, None, None]).max() <= 1e-4
 
 
 def media_pairs(kind, model, *, other_media):

@@ -52,6 +52,15 @@ TINY_STEP = {
 }
 
 
+TINY_PATCHING = {
+    **{name: TINY[name] for name in ("n_layers", "d_model", "n_heads", "intermediate", "vocabulary")},
+    "n_pairs": 3,
+    "length": 6,
+    "peer_layers": 2,
+    "passes": 1,
+}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The planted model as a checkpoint that ships its prompts and their truth."""
@@ -76,6 +85,7 @@ def results(checkpoint, tmp_path_factory):
         "selection": selection,
         "gradients": TINY_GRADIENTS,
         "spf_step": TINY_STEP,
+        "patching": TINY_PATCHING,
         "startup": {},
     }
     for name, config in configs.items():
@@ -120,6 +130,13 @@ def test_surgery_changes_the_weights_and_nothing_else_does(results):
     assert found["agreement"]["changed"] > 0
     assert set(found["over_floor"]) == {"every", "watched", "tenth", "monitor"}
     assert len(found["targets"]) == 3
+
+
+def test_every_engine_patches_the_same(results):
+    found = json.loads((results / "patching.json").read_text())
+    assert set(found["agreement"]) == {"full", "transformer_lens"}
+    assert max(found["agreement"].values()) <= 1e-4
+    assert len(found["targets"]) == 2 and found["forward_equivalents"]["wall"] > 1
 
 
 def test_results_name_the_machine_and_the_versions(results):

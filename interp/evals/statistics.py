@@ -111,6 +111,42 @@ def cluster_bootstrap(
     return Interval(float(x.mean()), float(low), float(high), len(sums))
 
 
+def bootstrap_columns(
+    values: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    n: int = 2_000,
+    level: float = 0.95,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean, lower and upper bound of every column of (item, column) values: `cluster_bootstrap` for many at once.
+
+    All columns see the same draws. NaN marks an item that a column does not have; bounds are NaN with fewer than two clusters.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    _check_level(level)
+    if x.ndim != 2 or not len(x) or np.isinf(x).any() or (groups is not None and len(groups) != len(x)):
+        raise UserError(f"a bootstrap of columns needs finite rows and a group for each, got shape {x.shape}")
+    names = range(len(x)) if groups is None else [repr(g) for g in groups]
+    _, index = np.unique(np.array(names), return_inverse=True)
+    there = ~np.isnan(x)
+    size = int(index.max()) + 1
+    sums, counts = np.zeros((size, x.shape[1])), np.zeros((size, x.shape[1]))
+    np.add.at(sums, index, np.where(there, x, 0.0))
+    np.add.at(counts, index, there)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
+    few = (counts > 0).sum(0) < 2
+    low, high = np.empty(x.shape[1]), np.empty(x.shape[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = sums.sum(0) / counts.sum(0)
+        for start in range(0, x.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            draws = (drawn @ sums[:, part]) / (drawn @ counts[:, part])
+            draws[:, few[part]] = 0.0  # of too few clusters; a draw without any is left out of the others
+            low[part], high[part] = np.nanquantile(draws, _tails(level), axis=0)
+    low[few], high[few] = np.nan, np.nan
+    return mean, low, high
+
+
 def paired_bootstrap(
     a: ArrayLike,
     b: ArrayLike,

@@ -29,7 +29,7 @@ from interp.models.encoder_activations import encoder_rows
 from interp.models.hooks import reading, stopping_after, under_edits
 from interp.models.model import Batch, Model
 from interp.models.positions import Rule, parse_rule, wanted_tokens
-from interp.models.sites import DECODER, Site, resolve
+from interp.models.sites import DECODER, HEADS, Site, resolve
 from interp.models.tokens import Tokens
 from interp.progress import progress as progress_bar
 
@@ -153,7 +153,8 @@ def capture(
         batches = [rest for batch in batches if (rest := [i for i in batch if i not in shards.done])]
     values = None
     if shards is None:
-        values = torch.empty(len(chosen), int(offsets[-1]), model.d_model, dtype=model.dtype)
+        width = model.tower.head_width if chosen[0].stream == HEADS else model.d_model
+        values = torch.empty(len(chosen), int(offsets[-1]), width, dtype=model.dtype)
 
     def step(batch: list[int]) -> Float[Tensor, "site row d_model"]:
         padded = model.pad([tokens[i] for i in batch], [ids[i] for i in batch])

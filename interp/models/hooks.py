@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.errors import SiteError
-from interp.models.sites import DECODER, Site, all_layers, resolve
+from interp.models.sites import DECODER, HEADS, INPUTS, Site, all_layers, resolve
 from interp.models.towers import Tower
 
 Positions = Literal["all", "prompt", "last", "eoi", "generated"] | int
@@ -233,7 +233,7 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
             chain = list(one_or_more) if isinstance(one_or_more, Sequence) else [one_or_more]
             if site.tower == DECODER:
                 for edit in chain:
-                    _check_fits(edit, site, tower.d_model)
+                    _check_fits(edit, site, tower.head_width if site.stream == HEADS else tower.d_model)
             act: Apply = (
                 partial(_apply, chain, clock=clock) if site.tower == DECODER else _encoder_edit(site, chain)
             )
@@ -246,7 +246,7 @@ def editing(model: HasTower, edits: Edits, *, prompt_width: int | None = None) -
 
             # some projectors read what Hugging Face's own hooks record of an encoder's blocks: an edit there must come before them
             first = site.tower != DECODER
-            if site.stream == "resid_pre":
+            if site.stream in INPUTS:
                 handles.append(
                     tower.module(site).register_forward_pre_hook(before, with_kwargs=True, prepend=first)
                 )
@@ -262,7 +262,8 @@ def _check_fits(edit: Edit, site: Site, width: int) -> None:
     for name in ("vector", "direction", "basis"):
         own = getattr(edit, name).shape[-1] if hasattr(edit, name) else width
         if own != width:
-            where = "this model's d_model" if site.tower == DECODER else "the width there"
+            decoder = "the width of its heads" if site.stream == HEADS else "this model's d_model"
+            where = decoder if site.tower == DECODER else "the width there"
             raise SiteError(f"an edit of width {own} at {site}: {where} is {width}")
 
 
@@ -309,7 +310,7 @@ def reading(model: HasTower, sites: Sequence[Site], read: Callable[[Site, Tensor
             def after(module: nn.Module, args: Any, output: Any, site: Site = site) -> None:
                 read(site, _first(output))
 
-            if site.stream == "resid_pre":
+            if site.stream in INPUTS:
                 handles.append(model.tower.module(site).register_forward_pre_hook(before, with_kwargs=True))
             else:
                 handles.append(model.tower.module(site).register_forward_hook(after))

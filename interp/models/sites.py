@@ -1,7 +1,8 @@
 """Where in a network a value lives: a stream of a block, in TransformerLens' vocabulary.
 
 `resid_pre[l]` is the input of block `l` and `resid_post[l]` its output; `attn_out[l]` and `mlp_out[l]` are what the
-block *adds* to the residual stream (after a post-norm where it has one). Layers count from 0.
+block *adds* to the residual stream (after a post-norm where it has one); `z[l]` is what its attention heads hand to their
+common output matrix, head after head, as wide as all of them. Layers count from 0.
 Blocks are the decoder's, written `resid_post.5`, or those of the encoder of what is seen or heard, `vision.resid_post.3`,
 `audio.resid_post.3`; `vision.projector` is what the projector hands to the decoder. `encoder.resid_post.3` and `projector` name
 the same in a model with one encoder.
@@ -16,9 +17,11 @@ from typing import Literal, get_args
 
 from interp.errors import SiteError
 
-Stream = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
+Stream = Literal["resid_pre", "z", "attn_out", "mlp_out", "resid_post"]
 STREAMS: tuple[str, ...] = get_args(Stream)  # in the order in which a block computes them
 DECODER, ENCODER, PROJECTOR = "decoder", "encoder", "projector"
+HEADS = "z"
+INPUTS = ("resid_pre", HEADS)  # what a module is given; the other streams are what one returns
 MODALITIES = ("vision", "audio")
 ENCODER_STREAMS = ("resid_pre", "resid_post", PROJECTOR)
 
@@ -110,14 +113,17 @@ def resolve(
     if not wanted:
         raise SiteError("no sites asked for; name at least one, such as resid_post")
     found = list(dict.fromkeys(wanted))
-    if len(groups := {(site.tower, site.stream == PROJECTOR) for site in found}) > 1:
-        names = " and ".join(
-            sorted(str(next(s for s in found if (s.tower, s.stream == PROJECTOR) == g)) for g in groups)
-        )
+    if len(groups := {_kind(site) for site in found}) > 1:
+        names = " and ".join(sorted(str(next(s for s in found if _kind(s) == g)) for g in groups))
         raise SiteError(
-            f"{names} differ in width and in tokens; capture each tower, and a projector, by itself"
+            f"{names} differ in width and in tokens; capture each tower, and a projector, by itself, heads too"
         )
     return found
+
+
+def _kind(site: Site) -> tuple[str, str]:
+    """Sites of one kind have the same width and tokens."""
+    return site.tower, site.stream if site.stream in (PROJECTOR, HEADS) else "resid"
 
 
 def _named(site: Site, depths: Mapping[str, int]) -> Site:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import CheckpointError
-from interp.models.sites import DECODER, PROJECTOR, Site
+from interp.models.sites import DECODER, HEADS, PROJECTOR, Site
 from interp.models.tower_guess import guess_paths
 
 
@@ -204,6 +204,12 @@ def out_features(module: nn.Module) -> int:
     return inner.nf if isinstance(inner, Conv1D) else int(inner.out_features)  # type: ignore[arg-type]
 
 
+def in_features(module: nn.Module) -> int:
+    """Width of what a linear map reads, whichever way round its weight is stored."""
+    inner = base_layer(module)
+    return int(inner.nx if isinstance(inner, Conv1D) else inner.in_features)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """What sees or hears in a loaded model: its blocks, and the projector whose output takes the place of `token_id`."""
@@ -238,17 +244,24 @@ class Tower:
         return len(self.blocks)
 
     def module(self, site: Site) -> nn.Module:
-        """The module whose input (`resid_pre`) or output (all others) is the site's value."""
+        """The module whose input (`resid_pre`, `z`) or output (all others) is the site's value."""
         if site.tower != DECODER:
             return self.encoders[site.tower].module(site)
         block = self.blocks[site.layer]
         match site.stream:
+            case "z":
+                return block.get_submodule(self.paths.attn_proj)
             case "attn_out":
                 return block.get_submodule(self.paths.attn_out)
             case "mlp_out":
                 return block.get_submodule(self.paths.mlp_out)
             case _:
                 return block
+
+    @property
+    def head_width(self) -> int:
+        """Width of `z`: all attention heads of a block together."""
+        return in_features(self.module(Site(0, HEADS)))
 
     def writers(self) -> list[nn.Module]:
         """Every linear map of the blocks that writes to the residual stream."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +23,7 @@ from interp.models.checkpoint import Checkpoint
 from interp.progress import progress as progress_bar
 from interp.store import open_run
 
+T = TypeVar("T", bound=Hashable)
 TABLES = ("curve", "steps", "monitor", "attacks")
 HERE = Path(__file__).parents[1]
 # what decides a trial's numbers beside the organism's weights
@@ -54,20 +57,43 @@ def run_trials(
 
     Raises UserError naming the trials that failed, after all others have been run.
     """
-    workers = min(workers or os.cpu_count() or 1, len(trials))
-    failures: dict[Trial, BaseException] = {}
-    found: dict[Trial, Path] = {}
     unique = list(dict.fromkeys(trials))
-    with progress_bar("trials", total=len(unique), enabled=progress) as advance:
+    found = in_processes(
+        unique, partial(keep_trial, out=Path(out)), describe, label="trials", workers=workers, progress=progress
+    )
+    return [load_trial(found[trial]) for trial in trials]
+
+
+def in_processes(
+    units: Sequence[T],
+    keep: Callable[[T], Path],
+    describe: Callable[[T], str],
+    *,
+    label: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[T, Path]:
+    """What `keep` returns for each unit of work, run in processes of one thread each; with one worker in this one.
+
+    Args:
+        units: different ones. keep: computes one and keeps it, at the top level of a module, so that processes can import it.
+        describe: names a unit in an error.
+
+    Raises UserError naming the first of those that failed, after all others have been run.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(units))
+    failures: dict[T, BaseException] = {}
+    found: dict[T, Path] = {}
+    with progress_bar(label, total=len(units), enabled=progress) as advance:
         if workers <= 1:
-            for trial in unique:
-                found[trial] = keep_trial(trial, Path(out))
+            for unit in units:
+                found[unit] = keep(unit)
                 advance(1)
         else:
             # spawned, not forked: a fork of a process with running threads may hang
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
-                futures = {pool.submit(keep_trial, trial, Path(out)): trial for trial in unique}
+                futures = {pool.submit(keep, unit): unit for unit in units}
                 try:
                     for future in as_completed(futures):
                         if (error := future.exception()) is None:
@@ -79,11 +105,11 @@ def run_trials(
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     if failures:
-        trial, first = next(iter(failures.items()))
+        unit, first = next(iter(failures.items()))
         raise UserError(
-            f"{len(failures)} of {len(unique)} trials failed, the others are kept; the first: {describe(trial)}: {first}"
+            f"{len(failures)} of {len(units)} trials failed, the others are kept; the first: {describe(unit)}: {first}"
         ) from first
-    return [load_trial(found[trial]) for trial in trials]
+    return found
 
 
 def keep_trial(trial: Trial, out: Path) -> Path:

@@ -127,6 +127,36 @@ def _mark(axes: Axes, values: pd.Series, at: float, arm: str) -> None:
     )  # fmt: skip
 
 
+def strength_curves(points: pd.DataFrame) -> Figure:
+    """Harmful requests refused (a), benign ones refused (b) and answered rightly (c) by strength, with their intervals over prompts.
+
+    points: one row an arm and strength; `refused`, `over_refusal` and `correct`, each with `_low` and `_high`.
+    """
+    panels = {"refused": "harmful refused", "over_refusal": "benign refused", "correct": "benign answered rightly"}
+    known = [arm for arm in known_arms(points) if arm != "none"]
+    base = points[points["arm"] == "none"]
+    with print_style():
+        figure = new_figure(DOUBLE, 2.4)
+        for axes, letter, (column, label) in zip(figure.subplots(1, 3), "abc", panels.items(), strict=True):
+            for _, row in base.iterrows():
+                axes.axhline(row[column], color=BLACK, linewidth=0.7, linestyle=":", label="no steering")
+            for arm in known:
+                name, colour, marker = ARMS[arm]
+                part = points[points["arm"] == arm].sort_values("strength")
+                axes.plot(part["strength"], part[column], color=colour, marker=marker, label=name)
+                axes.fill_between(
+                    part["strength"], part[f"{column}_low"], part[f"{column}_high"], color=colour, alpha=0.15, linewidth=0
+                )
+            if len(set(points["strength"])) > 2:
+                axes.set_xscale("log")
+            axes.set_xlabel("strength α")
+            _percent(axes, label)
+            axes.set_ylim(-0.02, 1.02)
+            panel_letter(axes, letter)
+        _legend(figure, (axes,))
+    return figure
+
+
 def modality_bars(frame: pd.DataFrame) -> Figure:
     """Harmful requests refused (a) and benign ones refused (b), by modality, without steering and under the defence prompt.
 

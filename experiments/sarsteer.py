@@ -40,7 +40,10 @@ def grid(kind: Kind, quick: bool) -> Grid:
 
 def markers(kind: Kind) -> tuple[str, str]:
     """Between which lines of the page the results of a kind of organism stand."""
-    return f"<!-- results: written by interp run sarsteer --kind {kind} -->", f"<!-- end of results, {kind} -->"
+    return (
+        f"<!-- results: written by interp run sarsteer --kind {kind} -->",
+        f"<!-- end of results, {kind} -->",
+    )
 
 
 def write_docs(found: Comparison, page: Path, figures: Path) -> None:
@@ -56,7 +59,9 @@ def write_docs(found: Comparison, page: Path, figures: Path) -> None:
 
 
 def experiment(
-    kind: Annotated[Kind, typer.Option(help="Speech on audio organisms, or fiction on text organisms.")] = "audio",
+    kind: Annotated[
+        Kind, typer.Option(help="Speech on audio organisms, or fiction on text organisms.")
+    ] = "audio",
     quick: Annotated[bool, typer.Option("--quick", help="One organism and draw: a look, no claim.")] = False,
     recipe: Annotated[Path | None, typer.Option(help="Run this recipe on a real checkpoint instead.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,

@@ -19,16 +19,17 @@ from interp import cli, scripts
 from interp.data.prompts import PromptSet
 from interp.methods.sarsteer import RANK, REFUSAL, REMOVAL
 from interp.methods.steering import Steering, steer
+from interp.methods.steering_answers import answers, rates
+from interp.methods.steering_arms import FittedArms, fit_arms
 from interp.methods.steering_export import export_steered
 from interp.models.checkpoint import Checkpoint
 from interp.models.model import Model
 from interp.report.steering_figures import safe_space, strength_curves
-from interp.methods.steering_arms import FittedArms, fit_arms
-from interp.methods.steering_answers import answers, rates
 from interp.study import StudyConfig, make_judge, study_prompts
 from interp.study.measured import keep
 from interp.study.settings import KINDS
 
+STRENGTHS = (0.05, 0.1, 0.2, 0.4)
 Method = Literal["sarsteer", "conditional", "unablated", "plain"]
 Where = Literal["answer", "last", "prompt", "generated", "all"]
 
@@ -40,7 +41,7 @@ class Config(BaseModel):
 
     model: str
     method: Method = "sarsteer"
-    strengths: tuple[float, ...] = Field((0.05, 0.1, 0.2, 0.4), min_length=1)
+    strengths: tuple[float, ...] = Field(STRENGTHS, min_length=1)
     rank: int = Field(RANK, ge=1)
     removal: float = REMOVAL
     layer: int | None = Field(None, ge=0)
@@ -114,8 +115,8 @@ def probe(
     model: Annotated[str, typer.Argument(help="Hub id, directory, base+adapter or organism:name.")],
     method: Annotated[Method, typer.Option(help="How to steer.")] = "sarsteer",
     strengths: Annotated[
-        list[float], typer.Option("--strength", help="α; give several by repeating it.")
-    ] = [0.05, 0.1, 0.2, 0.4],  # noqa: B006
+        list[float] | None, typer.Option("--strength", help="α; give several by repeating it.")
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="k, dimensions of the safe space.")] = RANK,
     removal: Annotated[float, typer.Option(help="λ, share of the safe component removed.")] = REMOVAL,
     layer: Annotated[int | None, typer.Option(min=0, help="Steer at this layer only.")] = None,
@@ -131,12 +132,14 @@ def probe(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of split and random control.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Save the steering at the first strength here.")] = None,
-    export: Annotated[Path | None, typer.Option(help="Save a checkpoint so steered; takes --positions all.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Save a checkpoint so steered; takes --positions all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
 ) -> None:
     """Steer a model towards refusal and measure what that buys and costs."""
     config = Config(
-        model=model, method=method, strengths=tuple(strengths), rank=rank, removal=removal, layer=layer, positions=positions,
+        model=model, method=method, strengths=tuple(strengths or STRENGTHS), rank=rank, removal=removal, layer=layer, positions=positions,
         refusal=refusal, instruction=instruction, harmful=harmful, harmless=harmless, judge=judge, dtype=dtype, n_fit=n_fit,
         n_test=n_test, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip

@@ -52,6 +52,9 @@ TINY_STEP = {
 }
 
 
+TINY_STEERING = {**TINY, "n_prompts": 6, "batch_size": 3, "new_tokens": 4}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The planted model as a checkpoint that ships its prompts and their truth."""
@@ -76,6 +79,7 @@ def results(checkpoint, tmp_path_factory):
         "selection": selection,
         "gradients": TINY_GRADIENTS,
         "spf_step": TINY_STEP,
+        "steering": TINY_STEERING,
         "startup": {},
     }
     for name, config in configs.items():
@@ -120,6 +124,12 @@ def test_surgery_changes_the_weights_and_nothing_else_does(results):
     assert found["agreement"]["changed"] > 0
     assert set(found["over_floor"]) == {"every", "watched", "tenth", "monitor"}
     assert len(found["targets"]) == 3
+
+
+def test_steering_says_the_same_tokens_and_its_price(results):
+    found = json.loads((results / "steering.json").read_text())
+    assert found["agreement"] == {"answers": 6, "tokens": 24}
+    assert set(found["over_plain"]) == {"steered", "conditional"} and len(found["targets"]) == 1
 
 
 def test_results_name_the_machine_and_the_versions(results):

@@ -27,12 +27,21 @@ REFUSAL = "w7 w8"
 def planted(k: int = 3, seed: int = 0) -> tuple[SARSteer, torch.Tensor, torch.Tensor]:
     """Benign rows that vary strongly in k known directions, a refusal vector with a known part inside them, both parts."""
     basis = torch.linalg.qr(noise(WIDTH, k, seed=seed))[0].T
-    rows = noise(M, k, seed=seed + 1) @ (10 * basis) + 0.01 * noise(M, WIDTH, seed=seed + 2) + noise(WIDTH, seed=seed + 3)
+    rows = (
+        noise(M, k, seed=seed + 1) @ (10 * basis)
+        + 0.01 * noise(M, WIDTH, seed=seed + 2)
+        + noise(WIDTH, seed=seed + 3)
+    )
     inside = 2 * basis.sum(0)
     outside = noise(WIDTH, seed=seed + 4)
     outside -= basis.T @ (basis @ outside)
     sites = tuple(all_layers(1, "resid_post"))
-    fit = SARSteer(SteeringVectors((inside + outside)[None], sites, "planted"), (pca(rows, M - 1 if M <= WIDTH else WIDTH),), 10, M)
+    fit = SARSteer(
+        SteeringVectors((inside + outside)[None], sites, "planted"),
+        (pca(rows, M - 1 if M <= WIDTH else WIDTH),),
+        10,
+        M,
+    )
     return fit, inside, outside
 
 
@@ -43,7 +52,9 @@ def test_the_planted_safe_part_is_removed_and_the_rest_kept():
     assert (v - outside).norm() / outside.norm() <= 1e-2
     half = fit.vectors(rank=3, removal=0.5).vectors[0]
     assert (half - (outside + inside / 2)).norm() <= 2e-2 * inside.norm()
-    assert torch.equal(fit.vectors(rank=3, removal=0.0).vectors, fit.refusal.vectors), "λ = 0 is plain steering"
+    assert torch.equal(fit.vectors(rank=3, removal=0.0).vectors, fit.refusal.vectors), (
+        "λ = 0 is plain steering"
+    )
     frame = fit.to_frame(3).iloc[0]
     expected = inside.norm() ** 2 / (inside + outside).norm() ** 2
     assert frame["inside"] == pytest.approx(float(expected), rel=1e-2) and frame["chance"] == 3 / WIDTH
@@ -72,12 +83,18 @@ def test_centred_removes_the_component_of_the_difference_to_the_mean():
 
 def spoken(n: int, first: int) -> list[Prompt]:
     return [
-        Prompt("w1 w2", id=f"a{first + i}", audio=(tiny_multimodal.clip(0.5 + 0.1 * (i % 4), first + i), 16_000)) for i in range(n)
+        Prompt(
+            "w1 w2", id=f"a{first + i}", audio=(tiny_multimodal.clip(0.5 + 0.1 * (i % 4), first + i), 16_000)
+        )
+        for i in range(n)
     ]
 
 
 def seen(n: int, first: int) -> list[Prompt]:
-    return [Prompt("w1 w2", id=f"i{first + i}", images=(tiny_multimodal.picture(seed=first + i),)) for i in range(n)]
+    return [
+        Prompt("w1 w2", id=f"i{first + i}", images=(tiny_multimodal.picture(seed=first + i),))
+        for i in range(n)
+    ]
 
 
 def multimodal(recipes, kind) -> Model:
@@ -121,7 +138,9 @@ def test_an_instruction_takes_the_place_of_the_text_beside_media():
     model, harmful, benign = CASES["audio"][0](), *CASES["audio"][1:]
     told = [replace(p, text="w9") for p in harmful]
     found = fit_sarsteer(model, harmful, benign, refusal=REFUSAL, instruction="w9", progress=False)
-    expected = fit_sarsteer(model, told, [replace(p, text="w9") for p in benign], refusal=REFUSAL, progress=False)
+    expected = fit_sarsteer(
+        model, told, [replace(p, text="w9") for p in benign], refusal=REFUSAL, progress=False
+    )
     assert torch.equal(found.refusal.vectors, expected.refusal.vectors)
     with pytest.raises(UserError, match=r"'p1-0' has neither images nor audio"):
         fit_sarsteer(tiny.model(), tiny.prompts(2, seed=1), tiny.prompts(3), instruction="w9", progress=False)
@@ -151,7 +170,9 @@ def test_bad_sets_and_ranks_are_named():
         with_refusal(harmful[0], " ")
     fit = fit_sarsteer(model, harmful, benign, refusal=REFUSAL, progress=False)
     for rank in (8, 10, 0):
-        with pytest.raises(UserError, match=rf"k = {rank} directions cannot be had from 8 benign prompts; take k from 1 to 7"):
+        with pytest.raises(
+            UserError, match=rf"k = {rank} directions cannot be had from 8 benign prompts; take k from 1 to 7"
+        ):
             fit.vectors(rank)
     # before any block the last token of a template is the same in every prompt
     constant = fit_sarsteer(model, harmful, benign, refusal=REFUSAL, sites="resid_pre.0", progress=False)
@@ -159,5 +180,10 @@ def test_bad_sets_and_ranks_are_named():
         constant.vectors(1)
     with pytest.raises(SiteError, match="acts on the decoder"):
         fit_sarsteer(
-            CASES["audio"][0](), CASES["audio"][1], CASES["audio"][2], refusal=REFUSAL, sites="audio.resid_post.0", progress=False
+            CASES["audio"][0](),
+            CASES["audio"][1],
+            CASES["audio"][2],
+            refusal=REFUSAL,
+            sites="audio.resid_post.0",
+            progress=False,
         )

@@ -48,7 +48,10 @@ def test_vectors_add_scale_and_compare():
     random = a.random(3)
     assert torch.allclose(random.norms, a.norms) and random.cosine(a).abs().max() < 0.7
     assert not torch.equal(random.vectors, a.random(4).vectors)
-    assert torch.equal(a.at(2).vectors[0], a.vectors[2]) and a.at("resid_post.1", 3).sites == (SITES[1], SITES[3])
+    assert torch.equal(a.at(2).vectors[0], a.vectors[2]) and a.at("resid_post.1", 3).sites == (
+        SITES[1],
+        SITES[3],
+    )
     frame = a.to_frame(b=b)
     assert frame["layer"].tolist() == [0, 1, 2, 3] and frame["b"].tolist() == a.cosine(b).tolist()
 
@@ -126,7 +129,9 @@ def test_steering_is_the_sum_it_says():
     model, prompts = tiny.model(), tiny.prompts(3)
     a, b = vectors(0), vectors(1)
     batch = model.encode(prompts)
-    with editing(model, {s: Add(0.5 * v + 2 * w) for s, v, w in zip(SITES, a.vectors, b.vectors, strict=True)}):
+    with editing(
+        model, {s: Add(0.5 * v + 2 * w) for s, v, w in zip(SITES, a.vectors, b.vectors, strict=True)}
+    ):
         expected = model.last_logits(batch)
     for same in (steer(a, 0.5, "all") & steer(b, 2.0, "all"), steer(0.5 * a + 2 * b, positions="all")):
         assert (logits(model, prompts, same) - expected).abs().max() <= 1e-4
@@ -151,8 +156,13 @@ def test_answer_is_the_last_prompt_token_and_what_is_generated():
     both = steer(v, 0.7, "last") & steer(v, 0.7, "generated")
     assert found == generate(model, prompts, edits=both, max_new_tokens=6, progress=False)
     plain = generate(model, prompts, max_new_tokens=6, progress=False)
-    first = [a.token_ids[:1] for a in generate(model, prompts, edits=steer(v, 3.0, "generated"), max_new_tokens=6, progress=False)]
-    assert found != plain and first == [a.token_ids[:1] for a in plain], "generated positions come after the first token"
+    first = [
+        a.token_ids[:1]
+        for a in generate(model, prompts, edits=steer(v, 3.0, "generated"), max_new_tokens=6, progress=False)
+    ]
+    assert found != plain and first == [a.token_ids[:1] for a in plain], (
+        "generated positions come after the first token"
+    )
 
 
 def _condition(model, prompts, threshold=None) -> tuple[Condition, torch.Tensor]:
@@ -202,7 +212,9 @@ def test_a_condition_is_decided_row_by_row_from_the_unsteered_model():
     never = steer(vectors(), 2.0, condition=_condition(model, prompts, 1e9)[0])
     assert torch.equal(logits(model, prompts, never), plain)
     for batch_size in (1, 3, 8):
-        answers = generate(model, prompts, edits=steering, max_new_tokens=4, batch_size=batch_size, progress=False)
+        answers = generate(
+            model, prompts, edits=steering, max_new_tokens=4, batch_size=batch_size, progress=False
+        )
         whole = generate(model, prompts, edits=steer(vectors(), 2.0), max_new_tokens=4, progress=False)
         bare = generate(model, prompts, max_new_tokens=4, progress=False)
         expected = [w if m else b for w, b, m in zip(whole, bare, met.tolist(), strict=True)]
@@ -211,7 +223,10 @@ def test_a_condition_is_decided_row_by_row_from_the_unsteered_model():
         pass
     with pytest.raises(SiteError, match="read from the unsteered model"), steered(model, steer(vectors())):
         steering.edits(model, prompts)
-    with pytest.raises(SiteError, match="vectors for 8 rows met a batch of 2"), steered(model, steering, prompts):
+    with (
+        pytest.raises(SiteError, match="vectors for 8 rows met a batch of 2"),
+        steered(model, steering, prompts),
+    ):
         model.last_logits(model.encode(prompts[:2]))
 
 

@@ -24,7 +24,9 @@ def vectors(*sites: str) -> SteeringVectors:
     return SteeringVectors(noise(len(sites), 32, seed=0), tuple(map(Site.parse, sites)))
 
 
-@pytest.mark.parametrize(("kind", "site"), [(kind, site) for kind, sites in STREAMS.items() for site in sites])
+@pytest.mark.parametrize(
+    ("kind", "site"), [(kind, site) for kind, sites in STREAMS.items() for site in sites]
+)
 def test_plain_transformers_loads_the_steered_model(kind, site, tmp_path):
     model, prompts = tiny.model(kind), tiny.prompts(4)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
@@ -61,16 +63,30 @@ def test_several_parts_and_sites_add_up(tmp_path):
     [
         ("llama", steer(vectors("resid_post.1"), positions="answer"), "at 'answer' has no form as a bias"),
         ("llama", steer(vectors("resid_post.1"), positions="prompt"), "at 'prompt' has no form as a bias"),
-        ("llama", steer(vectors("resid_pre.0"), positions="all"), r"resid_pre\.0 is written by the embedding"),
-        ("gemma2", steer(vectors("resid_post.1"), positions="all"), r"tiny-gemma2-0 \(gemma2\) has a norm between"),
+        (
+            "llama",
+            steer(vectors("resid_pre.0"), positions="all"),
+            r"resid_pre\.0 is written by the embedding",
+        ),
+        (
+            "gemma2",
+            steer(vectors("resid_post.1"), positions="all"),
+            r"tiny-gemma2-0 \(gemma2\) has a norm between",
+        ),
         ("olmo2", steer(vectors("attn_out.1"), positions="all"), "has a norm between"),
-        ("qwen2", steer(vectors("resid_post.1"), positions="all"), r"\(qwen2\): mlp.down_proj has no bias and the config no switch"),
+        (
+            "qwen2",
+            steer(vectors("resid_post.1"), positions="all"),
+            r"\(qwen2\): mlp.down_proj has no bias and the config no switch",
+        ),
         ("qwen3", steer(vectors("resid_post.1"), positions="all"), r"\(qwen3\): mlp.down_proj has no bias"),
         ("mistral", steer(vectors("attn_out.1"), positions="all"), "self_attn.o_proj has no bias"),
         ("phi3", steer(vectors("mlp_out.1"), positions="all"), "mlp.down_proj has no bias"),
         (
             "llama",
-            steer(vectors("resid_post.1"), 1.0, "all", Condition(noise(32, seed=1), Site(1, "resid_post"), 0.0)),
+            steer(
+                vectors("resid_post.1"), 1.0, "all", Condition(noise(32, seed=1), Site(1, "resid_post"), 0.0)
+            ),
             "under a condition has no form as a bias",
         ),
     ],

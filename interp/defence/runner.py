@@ -59,7 +59,12 @@ def run_trials(
     """
     unique = list(dict.fromkeys(trials))
     found = in_processes(
-        unique, partial(keep_trial, out=Path(out)), describe, label="trials", workers=workers, progress=progress
+        unique,
+        partial(keep_trial, out=Path(out)),
+        describe,
+        label="trials",
+        workers=workers,
+        progress=progress,
     )
     return [load_trial(found[trial]) for trial in trials]
 

@@ -138,21 +138,23 @@ def fit_sarsteer(
     model is under edits, whose activations would be steered ones.
     """
     if under_edits(model):
-        raise SiteError(f"{model.name} is under edits; fit outside of them, on activations that nothing steers")
+        raise SiteError(
+            f"{model.name} is under edits; fit outside of them, on activations that nothing steers"
+        )
     for name, prompts in (("harmful", harmful), ("benign (safe)", benign)):
         if not len(prompts):
             raise UserError(f"the {name} set is empty; SARSteer needs harmful and benign prompts")
     if len(benign) < 2:
         raise UserError("one benign prompt spans no safe space; give k + 1 or more")
-    asked, safe = (
-        [_instructed(prompt, instruction) for prompt in prompts] for prompts in (harmful, benign)
-    )
+    asked, safe = ([_instructed(prompt, instruction) for prompt in prompts] for prompts in (harmful, benign))
     refused = [with_refusal(prompt, refusal) for prompt in asked]
     read = [
         capture(model, prompts, sites, "last", batch_size=batch_size, progress=progress)
         for prompts in (refused, asked, safe)
     ]
-    vectors = SteeringVectors.difference(read[0], read[1], f"{model.name}: {refusal!r} on {len(asked)} prompts")
+    vectors = SteeringVectors.difference(
+        read[0], read[1], f"{model.name}: {refusal!r} on {len(asked)} prompts"
+    )
     largest = min(len(safe) - 1, model.d_model)
     spaces = tuple(pca(rows.double(), largest) for rows in read[2].values)
     return SARSteer(vectors, spaces, len(asked), len(safe))

@@ -68,7 +68,9 @@ class SteeringVectors:
             raise SiteError(f"a steering vector at {other[0]}: steering acts on the decoder")
         for site, vector in zip(self.sites, self.vectors, strict=True):
             if not torch.isfinite(vector).all():
-                raise SiteError(f"the steering vector at {site} holds NaN or infinity; fit it on finite activations")
+                raise SiteError(
+                    f"the steering vector at {site} holds NaN or infinity; fit it on finite activations"
+                )
 
     @classmethod
     def difference(cls, positive: Activations, negative: Activations, source: str = "") -> SteeringVectors:
@@ -122,7 +124,9 @@ class SteeringVectors:
         )
         if not found:
             shown = f"layer {site}" if isinstance(site, int) else str(site)
-            raise SiteError(f"there is no steering vector at {shown}; there are {', '.join(map(str, self.sites))}")
+            raise SiteError(
+                f"there is no steering vector at {shown}; there are {', '.join(map(str, self.sites))}"
+            )
         return found
 
     def cosine(self, other: SteeringVectors) -> Float[Tensor, " site"]:
@@ -133,7 +137,9 @@ class SteeringVectors:
     def random(self, seed: int) -> SteeringVectors:
         """A random vector of equal norm at each site: the control for every effect of these."""
         drawn = [random_like(vector, seed * 1009 + i) for i, vector in enumerate(self.vectors)]
-        return SteeringVectors(torch.stack(drawn), self.sites, f"random of equal norm, seed {seed}, of {self.source}")
+        return SteeringVectors(
+            torch.stack(drawn), self.sites, f"random of equal norm, seed {seed}, of {self.source}"
+        )
 
     def in_units_of(self, activations: Activations) -> SteeringVectors:
         """The directions, each as long as activations are on average at its site: strength then means a share of that.
@@ -157,7 +163,9 @@ class SteeringVectors:
         """Raise SiteError unless the model has these sites and this width."""
         width = self.vectors.shape[1]
         if width != model.d_model:
-            raise SiteError(f"steering vectors of width {width}; the d_model of {model.name} is {model.d_model}")
+            raise SiteError(
+                f"steering vectors of width {width}; the d_model of {model.name} is {model.d_model}"
+            )
         if beyond := [site for site in self.sites if site.layer >= model.n_layers]:
             raise SiteError(
                 f"a steering vector at {beyond[0]}: {model.name} has layers 0 to {model.n_layers - 1}"
@@ -241,16 +249,24 @@ class Condition:
             if gap > 0:
                 score = gap / spread if spread > 0 else float("inf")
                 if best is None or score > best[0]:
-                    rule = int(active.positions) if active.positions.lstrip("-").isdecimal() else active.positions
+                    rule = (
+                        int(active.positions)
+                        if active.positions.lstrip("-").isdecimal()
+                        else active.positions
+                    )
                     best = score, cls(direction, place, threshold, rule)
         if best is None:
-            raise SiteError("the prompts to steer and those to leave alone have the same mean: no condition tells them apart")
+            raise SiteError(
+                "the prompts to steer and those to leave alone have the same mean: no condition tells them apart"
+            )
         return best[1]
 
     def met(self, model: Model, prompts: Sequence[Prompt]) -> Bool[Tensor, " prompt"]:
         """Which prompts meet it, each decided by itself; raises SiteError where the model is under edits."""
         if under_edits(model):
-            raise SiteError(f"{model.name} is under edits; a condition is read from the unsteered model, outside of them")
+            raise SiteError(
+                f"{model.name} is under edits; a condition is read from the unsteered model, outside of them"
+            )
         if len(self.direction) != model.d_model:
             raise SiteError(
                 f"a condition of width {len(self.direction)}; the d_model of {model.name} is {model.d_model}"
@@ -288,7 +304,9 @@ class Steering:
             vectors = part.vectors.vectors.float().to(model.device)
             if part.condition is not None:
                 if prompts is None:
-                    raise SiteError("steering under a condition is decided row by row: pass the prompts of the batch")
+                    raise SiteError(
+                        "steering under a condition is decided row by row: pass the prompts of the batch"
+                    )
                 met = part.condition.met(model, prompts).to(model.device)
                 if not met.any():
                     continue
@@ -357,7 +375,10 @@ def _part(file: Any, i: int, about: Mapping[str, Any]) -> Part:
     vectors = torch.stack([file.get_tensor(f"{i}.{site}") for site in about["sites"]])
     found = about["condition"]
     condition = found and Condition(
-        file.get_tensor(f"{i}.condition"), Site.parse(found["site"]), float(found["threshold"]), found["positions"]
+        file.get_tensor(f"{i}.condition"),
+        Site.parse(found["site"]),
+        float(found["threshold"]),
+        found["positions"],
     )
     sites = tuple(map(Site.parse, about["sites"]))
     return Part(SteeringVectors(vectors, sites, about["source"]), about["positions"], condition)

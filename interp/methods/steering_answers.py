@@ -38,7 +38,12 @@ def answers(
     rows = []
     for name, asked in prompts.items():
         made = generate(
-            model, asked, edits=steering, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+            model,
+            asked,
+            edits=steering,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
         )
         for prompt, answer, verdict in zip(asked, made, judge.judge(asked, made), strict=True):
             rows.append(

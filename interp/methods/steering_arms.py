@@ -47,7 +47,9 @@ class FittedArms:
     @property
     def plain(self) -> SteeringVectors:
         """Difference of means in writing."""
-        return SteeringVectors.difference(self.written_harmful, self.written_benign, "harmful − benign in writing")
+        return SteeringVectors.difference(
+            self.written_harmful, self.written_benign, "harmful − benign in writing"
+        )
 
     @property
     def target(self) -> SteeringVectors:
@@ -120,9 +122,7 @@ def fit_arms(
 
     Raises UserError for empty sets, and what `fit_sarsteer` raises.
     """
-    sar = fit_sarsteer(
-        model, harmful, benign, refusal=refusal, instruction=instruction, progress=progress
-    )
+    sar = fit_sarsteer(model, harmful, benign, refusal=refusal, instruction=instruction, progress=progress)
     asked = [capture(model, prompts, progress=progress) for prompts in (harmful, benign)]
     told = asked if written is None else [capture(model, prompts, progress=progress) for prompts in written]
     # 5 % of the benign calibration prompts may be steered

@@ -42,7 +42,9 @@ def export_steered(model: Model, steering: Steering, prompts: Sequence[Prompt], 
     """
     biases = _biases(model, steering)
     module = (
-        copy.deepcopy(model.peft).merge_and_unload() if model.peft is not None else copy.deepcopy(model.module)
+        copy.deepcopy(model.peft).merge_and_unload()
+        if model.peft is not None
+        else copy.deepcopy(model.module)
     )
     for kind in sorted({kind for kind, _ in biases}):
         _open_biases(module, model, kind)
@@ -62,7 +64,11 @@ def export_steered(model: Model, steering: Steering, prompts: Sequence[Prompt], 
         found = loaded.to(model.device).eval()(**batch.inputs(), use_cache=False).logits
         error = float((found - expected)[batch.attention_mask.bool()].abs().max())
         if not error <= TOLERANCE:
-            why = "" if model.dtype == torch.float32 else f"; {model.dtype} rounds more than that, load it in float32"
+            why = (
+                ""
+                if model.dtype == torch.float32
+                else f"; {model.dtype} rounds more than that, load it in float32"
+            )
             raise CheckpointError(
                 f"{model.name}: the exported checkpoint and the steered model differ by {error:.1e} in the logits{why}"
             )
@@ -78,7 +84,9 @@ def _biases(model: Model, steering: Steering) -> dict[tuple[str, int], Tensor]:
     for part in steering.parts:
         part.vectors.check(model)
         if part.condition is not None:
-            raise CheckpointError("steering under a condition has no form as a bias; save it with Steering.save")
+            raise CheckpointError(
+                "steering under a condition has no form as a bias; save it with Steering.save"
+            )
         if part.positions != "all":
             raise CheckpointError(
                 f"steering at {part.positions!r} has no form as a bias, which acts at all positions; use positions='all', or save it "
@@ -91,7 +99,9 @@ def _biases(model: Model, steering: Steering) -> dict[tuple[str, int], Tensor]:
             )
         for site, vector in zip(part.vectors.sites, part.vectors.vectors, strict=True):
             place, factor = _writer(site, scale)
-            found[place] = found.get(place, torch.zeros_like(vector.double())) + vector.double().cpu() * factor
+            found[place] = (
+                found.get(place, torch.zeros_like(vector.double())) + vector.double().cpu() * factor
+            )
     return found
 
 
@@ -106,7 +116,9 @@ def _writer(site: Site, scale: float) -> tuple[tuple[str, int], float]:
             return ("mlp", site.layer), 1 / scale
         case _ if site.layer > 0:
             return ("mlp", site.layer - 1), 1 / scale
-    raise CheckpointError(f"{site} is written by the embedding, which has no bias; steer at resid_post.0 or later")
+    raise CheckpointError(
+        f"{site} is written by the embedding, which has no bias; steer at resid_post.0 or later"
+    )
 
 
 def _open_biases(module: PreTrainedModel, model: Model, kind: str) -> None:

@@ -38,7 +38,9 @@ def plain_answers(
     made = generate(model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
     for answer in made:
         if not answer.text:
-            raise UserError(f"{model.name} answers nothing to prompt {answer.prompt_id!r}: there is no KL along its answer")
+            raise UserError(
+                f"{model.name} answers nothing to prompt {answer.prompt_id!r}: there is no KL along its answer"
+            )
     return with_responses(prompts, [answer.text for answer in made])
 
 
@@ -98,13 +100,17 @@ def strength_for_kl(
         while found < target:
             low, high = high, 2 * high
             if high > LARGEST:
-                raise UserError(f"steering with {vectors.source or 'these vectors'} comes to {found:.3g} nats at most, not to {target:g}")
+                raise UserError(
+                    f"steering with {vectors.source or 'these vectors'} comes to {found:.3g} nats at most, not to {target:g}"
+                )
             found = measure(high)
     else:
         while found >= target:
             low, high = low / 2, low
             if low < SMALLEST:
-                raise UserError(f"steering changes answers by {found:.3g} nats at any strength; are the vectors in other units?")
+                raise UserError(
+                    f"steering changes answers by {found:.3g} nats at any strength; are the vectors in other units?"
+                )
             found = measure(low)
     strength, kl = min(tried, key=lambda pair: abs(pair[1] - target))
     for _ in range(40):

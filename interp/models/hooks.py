@@ -56,7 +56,9 @@ def _rows(vector: Tensor, value: Tensor) -> Tensor:
     if vector.ndim == 1:
         return vector
     if len(vector) != len(value):
-        raise SiteError(f"an edit with vectors for {len(vector)} rows met a batch of {len(value)}; make it for these rows")
+        raise SiteError(
+            f"an edit with vectors for {len(vector)} rows met a batch of {len(value)}; make it for these rows"
+        )
     return vector[:, None, :]
 
 

@@ -132,7 +132,11 @@ def strength_curves(points: pd.DataFrame) -> Figure:
 
     points: one row an arm and strength; `refused`, `over_refusal` and `correct`, each with `_low` and `_high`.
     """
-    panels = {"refused": "harmful refused", "over_refusal": "benign refused", "correct": "benign answered rightly"}
+    panels = {
+        "refused": "harmful refused",
+        "over_refusal": "benign refused",
+        "correct": "benign answered rightly",
+    }
     known = [arm for arm in known_arms(points) if arm != "none"]
     base = points[points["arm"] == "none"]
     with print_style():
@@ -145,7 +149,12 @@ def strength_curves(points: pd.DataFrame) -> Figure:
                 part = points[points["arm"] == arm].sort_values("strength")
                 axes.plot(part["strength"], part[column], color=colour, marker=marker, label=name)
                 axes.fill_between(
-                    part["strength"], part[f"{column}_low"], part[f"{column}_high"], color=colour, alpha=0.15, linewidth=0
+                    part["strength"],
+                    part[f"{column}_low"],
+                    part[f"{column}_high"],
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
                 )
             if len(set(points["strength"])) > 2:
                 axes.set_xscale("log")

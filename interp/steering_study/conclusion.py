@@ -30,7 +30,9 @@ NAMES = {
 }
 
 
-def claims(read: Mapping[str, pd.DataFrame], at_prompt: Mapping[str, pd.DataFrame]) -> dict[str, list[Difference]]:
+def claims(
+    read: Mapping[str, pd.DataFrame], at_prompt: Mapping[str, pd.DataFrame]
+) -> dict[str, list[Difference]]:
     """The primary claims that the tables can bear, by what costs are equal in, corrected together.
 
     Args:
@@ -49,7 +51,8 @@ def claims(read: Mapping[str, pd.DataFrame], at_prompt: Mapping[str, pd.DataFram
     p = dict(zip(map(id, tested), corrected, strict=True))
     return {
         name: [
-            Difference(c.method, c.baseline, c.column, c.interval, p.get(id(c), math.nan), c.asked) for c in part
+            Difference(c.method, c.baseline, c.column, c.interval, p.get(id(c), math.nan), c.asked)
+            for c in part
         ]
         for name, part in found.items()
     }
@@ -65,12 +68,22 @@ def claim_sentences(found: Mapping[str, Sequence[Difference]], cost: float) -> l
     for name, part in found.items():
         for claim in part:
             a, b = NAMES[claim.method], NAMES[claim.baseline]
-            where = f"{name} of the defence prompt" if claim.baseline == "prompt" else f"{100 * cost:g} points of {name}"
+            where = (
+                f"{name} of the defence prompt"
+                if claim.baseline == "prompt"
+                else f"{100 * cost:g} points of {name}"
+            )
             if not math.isfinite(claim.p):
-                said.append(f"{_capital(a)} against {b}, at {where}: not decided, {claim.interval.n} of {claim.asked} seeds can be compared.")
+                said.append(
+                    f"{_capital(a)} against {b}, at {where}: not decided, {claim.interval.n} of {claim.asked} seeds can be compared."
+                )
                 continue
             verdict = (
-                "not decided" if not claim.shown else "reproduced" if claim.interval.value > 0 else "contradicted"
+                "not decided"
+                if not claim.shown
+                else "reproduced"
+                if claim.interval.value > 0
+                else "contradicted"
             )
             said.append(
                 f"{_capital(a)} against {b}, at {where}: {verdict}. Difference of refusals gained {points(claim.interval)}, "
@@ -88,7 +101,9 @@ def modality_sentence(base: pd.DataFrame) -> str:
         for modality, part in mine.groupby("modality", sort=False)
     ]
     n = mine["seed"].nunique()
-    return f"Requests refused without steering, {n} {'organisms' if n > 1 else 'organism'}: {'; '.join(shares)}."
+    return (
+        f"Requests refused without steering, {n} {'organisms' if n > 1 else 'organism'}: {'; '.join(shares)}."
+    )
 
 
 def prompt_sentence(base: pd.DataFrame, target: str) -> str:
@@ -108,7 +123,9 @@ def arms_sentence(read: pd.DataFrame, cost: float, name: str) -> str:
         kept = read.loc[read["arm"] == arm, "gained"].dropna().tolist()
         if kept:
             said.append(f"{NAMES[arm]} {points(t_interval(kept))}")
-    return f"Harmful requests refused beyond no steering, at {100 * cost:g} points of {name}: {'; '.join(said)}."
+    return (
+        f"Harmful requests refused beyond no steering, at {100 * cost:g} points of {name}: {'; '.join(said)}."
+    )
 
 
 def safe_sentence(safe: pd.DataFrame) -> str:
@@ -124,7 +141,9 @@ def safe_sentence(safe: pd.DataFrame) -> str:
 def points(interval: Interval, *, sign: bool = True) -> str:
     """A share, or difference of shares, in percentage points with its interval where there is one."""
     form = "+.1f" if sign else ".1f"
-    span = f" [{100 * interval.low:{form}}, {100 * interval.high:{form}}]" if math.isfinite(interval.low) else ""
+    span = (
+        f" [{100 * interval.low:{form}}, {100 * interval.high:{form}}]" if math.isfinite(interval.low) else ""
+    )
     return f"{100 * interval.value:{form}}{span}".replace("-", "−") + " points"
 
 

@@ -89,7 +89,9 @@ def _fiction(requests: PromptSet) -> PromptSet:
     acts = {(act.verb, act.object): act for act in world.acts()}
     told = [
         language.request(
-            acts[(p.meta["verb"], p.meta["object"])], language.FICTION[i % len(language.FICTION)], source="fiction"
+            acts[(p.meta["verb"], p.meta["object"])],
+            language.FICTION[i % len(language.FICTION)],
+            source="fiction",
         )
         for i, p in enumerate(requests)
     ]

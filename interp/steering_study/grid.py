@@ -33,7 +33,9 @@ class Grid(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind = "audio"
-    seeds: tuple[tuple[int, int], ...] = tuple((organism, split) for organism in range(3) for split in range(3))
+    seeds: tuple[tuple[int, int], ...] = tuple(
+        (organism, split) for organism in range(3) for split in range(3)
+    )
     arms: tuple[Arm, ...] = STEERED
     strengths: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
     ablation_strengths: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
@@ -74,7 +76,12 @@ class Grid(BaseModel):
         }
         return {
             name: [
-                (value, self._trial(*seed, strength=strength * (self.layer_factor if "layer" in given else 1), **given))
+                (
+                    value,
+                    self._trial(
+                        *seed, strength=strength * (self.layer_factor if "layer" in given else 1), **given
+                    ),
+                )
                 for value, given in values.items()
                 for seed in few
                 for strength in self.ablation_strengths

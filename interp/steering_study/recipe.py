@@ -77,7 +77,9 @@ class Recipe(BaseModel):
         if (self.written_harmful is None) != (self.written_benign is None):
             raise ValueError("give written_harmful and written_benign, or neither")
         if self.rank >= self.n:
-            raise ValueError(f"rank = {self.rank} directions cannot be had from n = {self.n} benign prompts; take rank < n")
+            raise ValueError(
+                f"rank = {self.rank} directions cannot be had from n = {self.n} benign prompts; take rank < n"
+            )
         return self
 
     def points(self) -> list[tuple[Arm, float]]:
@@ -160,7 +162,9 @@ def run_recipe(recipe: Recipe, out: Path | str = Path("results"), progress: bool
 class _Worker:
     """Loads and fits only when a point is missing."""
 
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, data: dict[str, PromptSet], progress: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, checkpoint: Checkpoint, data: dict[str, PromptSet], progress: bool
+    ) -> None:
         self.recipe, self.checkpoint, self.data, self.progress = recipe, checkpoint, data, progress
 
     @cached_property
@@ -174,7 +178,9 @@ class _Worker:
     @cached_property
     def fitted(self) -> FittedArms:
         written = (
-            (self.data["written_harmful"], self.data["written_benign"]) if "written_harmful" in self.data else None
+            (self.data["written_harmful"], self.data["written_benign"])
+            if "written_harmful" in self.data
+            else None
         )
         return fit_arms(
             self.model, self._instructed(self.data["harmful_fit"]), self._instructed(self.data["benign_fit"]), written,
@@ -190,7 +196,9 @@ class _Worker:
         asked = {}
         for label in ("harmful", "benign"):
             prompts = self._instructed(self.data[f"{label}_test"])
-            asked[label] = [replace(p, system=self.recipe.defence) for p in prompts] if arm == "prompt" else prompts
+            asked[label] = (
+                [replace(p, system=self.recipe.defence) for p in prompts] if arm == "prompt" else prompts
+            )
         return answers(
             self.model, asked, self.judge, steering, max_new_tokens=self.recipe.max_new_tokens,
             batch_size=self.recipe.batch_size, progress=self.progress,
@@ -200,5 +208,6 @@ class _Worker:
         """The prompts with the neutral instruction beside their media; written ones as they are."""
         told = self.recipe.instruction
         return [
-            replace(p, text=told) if told is not None and (p.images or p.audio is not None) else p for p in prompts
+            replace(p, text=told) if told is not None and (p.images or p.audio is not None) else p
+            for p in prompts
         ]

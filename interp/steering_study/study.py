@@ -80,7 +80,12 @@ def run_comparison(
         build(organism, progress=progress)
     trials = grid.trials()
     kept = in_processes(
-        trials, partial(keep_trial, out=Path(out)), describe, label="points", workers=workers, progress=progress
+        trials,
+        partial(keep_trial, out=Path(out)),
+        describe,
+        label="points",
+        workers=workers,
+        progress=progress,
     )
     shares = {trial: _shares(load_table(path / "answers.parquet")) for trial, path in kept.items()}
     draws = in_processes(
@@ -92,13 +97,13 @@ def run_comparison(
 
 def _shares(answered: pd.DataFrame) -> pd.DataFrame:
     """One row a modality: its shares."""
-    rows = [
-        {"modality": modality, **rates(part)} for modality, part in answered.groupby("set", sort=False)
-    ]
+    rows = [{"modality": modality, **rates(part)} for modality, part in answered.groupby("set", sort=False)]
     return pd.DataFrame(rows)
 
 
-def _compare(grid: Grid, shares: dict[Trial, pd.DataFrame], draws: dict[tuple[Kind, int, int], Path]) -> Comparison:
+def _compare(
+    grid: Grid, shares: dict[Trial, pd.DataFrame], draws: dict[tuple[Kind, int, int], Path]
+) -> Comparison:
     target = TARGET[grid.kind]
     asked = {trial: frame[frame["modality"] == target].iloc[0] for trial, frame in shares.items()}
     operating = grid.operating()
@@ -108,7 +113,9 @@ def _compare(grid: Grid, shares: dict[Trial, pd.DataFrame], draws: dict[tuple[Ki
     )
     points = gains(pd.DataFrame([row for trial in operating for row in _rows(grid, trial, asked[trial])]))
     read = {name: read_curves(points, grid.arms, grid.costs, column) for name, column in COST_COLUMNS.items()}
-    at_prompt = {name: at_the_prompts_cost(points, ("sarsteer",), column) for name, column in COST_COLUMNS.items()}
+    at_prompt = {
+        name: at_the_prompts_cost(points, ("sarsteer",), column) for name, column in COST_COLUMNS.items()
+    }
     found = Comparison(
         grid,
         base,
@@ -143,16 +150,18 @@ def _rows(grid: Grid, trial: Trial, share: pd.Series) -> list[dict[str, object]]
     return [{"arm": trial.arm, "seed": seed, "strength": strength, **share.to_dict()} for seed in seeds]
 
 
-def _ablations(
-    grid: Grid, asked: dict[Trial, pd.Series], points: pd.DataFrame
-) -> dict[str, pd.DataFrame]:
+def _ablations(grid: Grid, asked: dict[Trial, pd.Series], points: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """By setting: `value`, `seed`, and the gain at the claims' cost along the ablation's strengths."""
     base = points[points["arm"] == "none"]
     found = {}
     for name, part in grid.ablations().items():
         rows = []
         for value in dict.fromkeys(value for value, _ in part):
-            mine = [{"arm": "sarsteer", "seed": t.seed, "strength": t.strength, **asked[t].to_dict()} for v, t in part if v == value]
+            mine = [
+                {"arm": "sarsteer", "seed": t.seed, "strength": t.strength, **asked[t].to_dict()}
+                for v, t in part
+                if v == value
+            ]
             curves = gains(pd.concat([base, pd.DataFrame(mine)], ignore_index=True))
             at = read_curves(curves, ("sarsteer",), (grid.cost,))
             rows.append(at.assign(value=value))

@@ -71,7 +71,14 @@ def run_trial(trial: Trial) -> pd.DataFrame:
         for prompts in asked[modality].values():
             chosen = defended(prompts) if trial.arm == "prompt" else prompts
             tables.append(
-                answers(model, {modality: chosen}, ExactJudge(), steering, max_new_tokens=MAX_NEW_TOKENS, batch_size=256)
+                answers(
+                    model,
+                    {modality: chosen},
+                    ExactJudge(),
+                    steering,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    batch_size=256,
+                )
             )
     return pd.concat(tables, ignore_index=True)
 

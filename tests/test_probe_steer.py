@@ -47,7 +47,7 @@ def test_the_probe_gains_the_planted_refusal(lab, tmp_path, monkeypatch, capsys)
         "--rank",
         "3",
     ]
-    command += ["--refusal", "w1 w2", "--max-new-tokens", "1", "--strength", "0.02", "--strength", "4"]
+    command += ["--refusal", "w1 w2", "--max-new-tokens", "1", "--strength", "0.02", "--strength", "0.3"]
     assert cli.main([*command, "--save", "kept", "--positions", "all", "--export", "steered"]) == 0
     shown = capsys.readouterr().out
     assert (
@@ -59,8 +59,8 @@ def test_the_probe_gains_the_planted_refusal(lab, tmp_path, monkeypatch, capsys)
     verify(run.path)
     points = run.load_table("points.parquet").set_index(["arm", "strength"])
     assert points.loc[("none", 0.0), "refused"] <= 0.2
-    assert points.loc[("plain", 4.0), "refused"] >= 0.9
-    assert points.loc[("random", 4.0), "refused"] <= 0.3
+    assert points.loc[("plain", 0.3), "refused"] >= 0.9
+    assert points.loc[("random", 0.3), "refused"] <= 0.3
     assert points.loc[("plain", 0.02), "over_refusal"] <= 0.1
     layers = run.load_table("layers.parquet")
     assert len(layers) == planted.N_LAYERS and layers["inside"].between(0, 1).all()

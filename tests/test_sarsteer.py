@@ -118,7 +118,7 @@ def test_fitted_on_any_modality_it_is_the_formula(case):
     refused = [replace(p, text=f"{p.text} {REFUSAL}") for p in harmful]
     refused_x = torch.stack([capture(model, [p], progress=False).values[:, 0] for p in refused], 1).double()
     d = (refused_x - x).mean(1)
-    assert (fit.refusal.vectors - d).abs().max() <= 1e-5 and d.norm(dim=-1).min() > 1e-2
+    assert (fit.refusal.vectors - d).abs().max() <= 1e-5 * x.abs().max() and d.norm(dim=-1).min() > 1e-2
     safe = torch.stack([capture(model, [p], progress=False).values[:, 0] for p in benign], 1).double()
     for layer in range(model.n_layers):
         u = torch.linalg.svd(safe[layer] - safe[layer].mean(0), full_matrices=False)[2][:3]

@@ -62,7 +62,7 @@ def test_figures_tables_and_words(found, tmp_path):
     save_comparison(comparison, tmp_path)
     names = {path.stem for path in tmp_path.glob("*.png")}
     assert names == set(figures(comparison)) == {
-        "operating", "operating_lost", "modalities", "cosines", "safe_space", "gap", "ablations",
+        "operating", "operating_lost", "attack_success", "modalities", "cosines", "safe_space", "gap", "ablations",
     }  # fmt: skip
     words = (tmp_path / "conclusion.md").read_text()
     assert "One seed: a look, no claim" in words and "not decided" in words and "nan" not in words

@@ -38,6 +38,7 @@ from interp.models.sites import DECODER, Site
 if TYPE_CHECKING:
     import pandas as pd
 
+Strength = float | int | Sequence[float | int] | Tensor  # one, or one a site
 FORMAT = "interp steering 1"
 FORMULA = (
     "h <- h + vector at the named positions of each site. resid_post.l is the output of decoder block l, resid_pre.l its input, "
@@ -98,7 +99,7 @@ class SteeringVectors:
     def __sub__(self, other: SteeringVectors) -> SteeringVectors:
         return self + -other
 
-    def __mul__(self, factor: float | Sequence[float] | Tensor) -> SteeringVectors:
+    def __mul__(self, factor: Strength) -> SteeringVectors:
         """Scaled by one factor, or by one factor a site: strength per layer."""
         factors = torch.as_tensor(factor, dtype=torch.float64)
         if factors.ndim and factors.shape != (len(self.sites),):
@@ -107,7 +108,7 @@ class SteeringVectors:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> SteeringVectors:
+    def __truediv__(self, divisor: float | int) -> SteeringVectors:
         return self * (1 / divisor)
 
     def at(self, *sites: int | str | Site) -> SteeringVectors:
@@ -386,7 +387,7 @@ def _part(file: Any, i: int, about: Mapping[str, Any]) -> Part:
 
 def steer(
     vectors: SteeringVectors,
-    strength: float | Sequence[float] = 1.0,
+    strength: Strength = 1.0,
     positions: Positions = "answer",
     condition: Condition | None = None,
 ) -> Steering:

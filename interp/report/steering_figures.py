@@ -93,13 +93,31 @@ def operating_curves(points: pd.DataFrame, read: pd.DataFrame, cost: str = "over
     return figure
 
 
-def _path(axes: Axes, frame: pd.DataFrame, column: str, arm: str) -> None:
+def attack_success(points: pd.DataFrame) -> Figure:
+    """Harmful requests answered (attack success, not one minus refusal) against benign ones refused, every arm and strength.
+
+    points: with `jsr`, `over_refusal`, `arm`, `strength` and `seed`, the unsteered model among them.
+    """
+    with print_style():
+        figure = new_figure(SINGLE, 3.0)
+        axes = figure.subplots()
+        for arm in known_arms(points):
+            _path(axes, points[points["arm"] == arm], "over_refusal", arm, "jsr")
+        axes.set_xlabel("benign requests refused")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _percent(axes, "harmful requests answered")
+        axes.set_ylim(bottom=-0.02)
+        _legend(figure, (axes,), 2)
+    return figure
+
+
+def _path(axes: Axes, frame: pd.DataFrame, column: str, arm: str, height: str = "gained") -> None:
     """The mean over seeds from strength to strength, a cross of intervals at each."""
     label, colour, marker = ARMS[arm]
     strengths = sorted(frame["strength"].unique())
     x, y = (
         [t_interval(frame.loc[frame["strength"] == s, name].tolist()) for s in strengths]
-        for name in (column, "gained")
+        for name in (column, height)
     )
     axes.errorbar(
         [f.value for f in x], [f.value for f in y], xerr=_reach(x), yerr=_reach(y), color=colour, marker=marker,

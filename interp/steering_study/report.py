@@ -41,6 +41,7 @@ def figures(found: Comparison) -> dict[str, Figure]:
         "operating_lost": draw.operating_curves(
             steered, found.read["loss of right answers"], "loss of right answers"
         ),
+        "attack_success": draw.attack_success(found.points),
         "modalities": draw.modality_bars(found.base),
         "cosines": draw.cosine_by_layer(found.geometry["cosines"]),
         "safe_space": draw.safe_space(found.geometry["safe"]),

@@ -40,7 +40,7 @@ def logits(model, prompts, steering=None, **options):
 def test_vectors_add_scale_and_compare():
     a, b = vectors(0), vectors(1)
     assert torch.allclose((a + b - b).vectors, a.vectors) and torch.equal((-a).vectors, -a.vectors)
-    assert torch.allclose((2 * a).norms, 2 * a.norms) and torch.allclose((a * 3 / 3).vectors, a.vectors)
+    assert torch.allclose((2 * a).norms, 2 * a.norms) and torch.allclose((a * 3 / 3.0).vectors, a.vectors)
     assert torch.allclose((a * [0, 1, 2, 3]).norms, a.norms * torch.arange(4))
     assert torch.allclose(a.cosine(-2 * a), -torch.ones(4, dtype=torch.float64))
     expected = torch.nn.functional.cosine_similarity(a.vectors, b.vectors, dim=-1)

@@ -36,7 +36,7 @@ SOURCES = [
     HERE / name
     for name in (
         "steering_study/recipe.py", "data/prompts.py", "data/media.py", "methods/steering_arms.py", "methods/steering_answers.py",
-        "methods/steering.py", "methods/sarsteer.py", "geometry/subspaces.py", "models/generation.py", "models/hooks.py",
+        "methods/steering.py", "methods/steering_vectors.py", "methods/sarsteer.py", "geometry/subspaces.py", "models/generation.py", "models/hooks.py",
         "models/activations.py", "models/checkpoint.py", "models/model.py", "evals/judges.py", "evals/phrases.json",
         "evals/templates.py",
     )

@@ -39,7 +39,7 @@ SOURCES = [
     HERE / name
     for name in (
         "steering_study/trial.py", "steering_study/data.py", "methods/steering_arms.py", "methods/steering_answers.py",
-        "methods/steering.py", "methods/sarsteer.py", "geometry/subspaces.py", "organisms/language.py", "organisms/audio_language.py",
+        "methods/steering.py", "methods/steering_vectors.py", "methods/sarsteer.py", "geometry/subspaces.py", "organisms/language.py", "organisms/audio_language.py",
         "organisms/world.py", "organisms/speech.py", "models/generation.py", "models/hooks.py", "models/activations.py",
         "evals/judges.py",
     )

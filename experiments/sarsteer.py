@@ -4,7 +4,8 @@
 the asked modality, SARSteer with and without ablation, conditional, random) on held-out requests and voices, read at equal over-refusal
 and at equal loss of right answers; ablations of λ, k, n and the layer; modality gap, safe space and cosines by layer. Claims, named in
 `interp/steering_study/conclusion.py` before any run, are paired over calibration draws × organisms. `--quick` takes one of each: a look,
-no claim. `--kind text` asks fiction in place of speech, on text organisms.
+no claim. `--kind text` asks fiction in place of speech, on text organisms; `--stage aligned-text` takes audio organisms that learnt to
+refuse in writing only.
 
 `--recipe FILE` runs the source's setting on real checkpoints instead, `--dry-run` says what that takes.
 """
@@ -20,7 +21,7 @@ import typer
 from interp import cli, scripts
 from interp.files import atomic_write, replace_between, replacing_files
 from interp.steering_study.data import Kind
-from interp.steering_study.grid import TEXT_SEEDS, Grid
+from interp.steering_study.grid import AUDIO_SEEDS, TEXT_SEEDS, Grid
 from interp.steering_study.recipe import load_recipe, plan_recipe, run_recipe
 from interp.steering_study.report import save_comparison
 from interp.steering_study.study import Comparison, run_comparison
@@ -28,12 +29,12 @@ from interp.steering_study.study import Comparison, run_comparison
 SHOWN = ("operating", "operating_lost", "modalities", "cosines", "safe_space", "ablations")
 
 
-def grid(kind: Kind, quick: bool) -> Grid:
+def grid(kind: Kind, stage: str, quick: bool) -> Grid:
     """The points of a full comparison, or of a look at one organism."""
     if not quick:
-        return Grid(kind="text", seeds=TEXT_SEEDS) if kind == "text" else Grid()
+        return Grid(kind=kind, stage=stage, seeds=TEXT_SEEDS if kind == "text" else AUDIO_SEEDS)
     return Grid(
-        kind=kind, seeds=((0, 0),), strengths=(0.05, 0.2, 0.8), ablation_strengths=(0.2,), removals=(0.0, 1.0), ranks=(5, 20),
+        kind=kind, stage=stage, seeds=((0, 0),), strengths=(0.05, 0.2, 0.8), ablation_strengths=(0.2,), removals=(0.0, 1.0), ranks=(5, 20),
         sizes=(50, 100), layers=(3, 6, 9), variants=(), n_test=100,
     )  # fmt: skip
 
@@ -62,6 +63,9 @@ def experiment(
     kind: Annotated[
         Kind, typer.Option(help="Speech on audio organisms, or fiction on text organisms.")
     ] = "audio",
+    stage: Annotated[
+        str, typer.Option(help="Of the organism: aligned, aligned-text (audio), benign (text) or another.")
+    ] = "aligned",
     quick: Annotated[bool, typer.Option("--quick", help="One organism and draw: a look, no claim.")] = False,
     recipe: Annotated[Path | None, typer.Option(help="Run this recipe on a real checkpoint instead.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
@@ -76,7 +80,7 @@ def experiment(
         settings = load_recipe(recipe)
         print(plan_recipe(settings) if dry_run else run_recipe(settings, out=out).to_string(index=False))
         return
-    chosen = grid(kind, quick)
+    chosen = grid(kind, stage, quick)
     if dry_run:
         counts = {name: len(part) for name, part in chosen.ablations().items()}
         print(
@@ -85,7 +89,7 @@ def experiment(
         )
         return
     found = run_comparison(chosen, out=out, workers=workers)
-    target = out / f"sarsteer-{kind}{'-quick' if quick else ''}"
+    target = out / f"sarsteer-{kind}-{stage}{'-quick' if quick else ''}"
     with replacing_files(target) as aside:
         save_comparison(found, aside)
     print((target / "conclusion.md").read_text(encoding="utf-8"))

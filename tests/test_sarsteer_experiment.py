@@ -82,7 +82,7 @@ def test_the_command_line(found, tmp_path, capsys, monkeypatch):
     (tmp_path / "img").mkdir()
     page = tmp_path / "page.md"
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    monkeypatch.setattr(sarsteer, "grid", lambda kind, quick: TINY)
+    monkeypatch.setattr(sarsteer, "grid", lambda kind, stage, quick: TINY)
     command = ["run", "sarsteer", "--kind", "text", "--quick", "--workers", "1", "--out", str(out)]
     assert cli.main([*command, "--docs", str(page)]) == 0
     text = page.read_text()

@@ -115,7 +115,8 @@ def test_the_grid_asks_every_arm_at_equally_many_strengths_on_enough_seeds():
         assert {t.layer for _, t in ablations["layer"]} == {None, *range(12)}
         assert len({t.organism for _, t in ablations["k"]}) == 3
         assert set(grid.trials()) == {*operating, *(t for part in ablations.values() for _, t in part)}
-    assert Trial(organism=3, split=1).seed == "3/1"
+    trial = Trial(organism=3, split=1, stage="benign")
+    assert (trial.seed, trial.checkpoint) == ("3/1", "organism:text/benign@3")
 
 
 def test_calibration_and_test_share_no_request_and_have_their_twins():
@@ -133,7 +134,7 @@ def test_calibration_and_test_share_no_request_and_have_their_twins():
 def test_spoken_calibration_is_heard_beside_an_instruction_and_tests_come_from_other_voices():
     pytest.importorskip("espeakng_loader")
     data, asked = calibration("audio", 3, seed=0), evaluation("audio", 2)
-    assert list(asked) == ["text", "speech", "speech and instruction", "speech of seen voices"]
+    assert list(asked) == ["text", "speech", "speech and instruction"]
     for p, twin in zip(data.harmful, data.written_harmful, strict=True):
         assert p.audio is not None and p.audio[1] == 16_000 and "audio" in p.text and p.truth == twin.truth
         assert twin.audio is None and twin.text != p.text

@@ -1,6 +1,6 @@
 """What is steering calibrated on, and what is asked? Requests of the organisms, by label and modality.
 
-1. Audio: calibration requests are spoken by seen voices beside a written instruction, tests by held-out voices. Text: the part of
+1. Audio: calibration requests are spoken by seen voices beside a written instruction, tests by held-out ones. Text: the part of
    speech is taken by fiction ("in my story they …. how?"), which alignment never saw and which is refused less than plain requests.
 2. Calibration takes pairs seen in alignment, tests take held-out pairs: nothing is in both.
 3. Every request has its twin in writing (plain).
@@ -8,14 +8,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from interp.data.prompts import LABELS, Label, Prompt, PromptSet
 from interp.organisms import language, world
-from interp.organisms.audio_language import Turn, evaluation_turns, said_aloud
-from interp.organisms.speech import RATE, spoken
+from interp.organisms.audio_language import INSTRUCTIONS, Turn, can_be_spoken
+from interp.organisms.speech import RATE, Group, spoken, voices
 
 Kind = Literal["audio", "text"]
 TARGET: dict[Kind, str] = {"audio": "speech and instruction", "text": "fiction"}
@@ -41,9 +42,9 @@ def calibration(kind: Kind, n: int, seed: int) -> Calibration:
         acts = world.select(label=label, splits=("seen",))
         requests = language.one_request_each(acts, f"{label}-calibration")
         if kind == "audio":
-            turns = said_aloud(requests, n, f"calibration-{label}-{seed}", instructed=1.0)
-            asked[label] = as_prompts(turns, f"{label} spoken")
-            written[label] = PromptSet([turn.prompt for turn in turns], f"{label} written")
+            written[label] = requests.filter(can_be_spoken).sample(n, seed)
+            turns = _aloud(written[label], "seen", f"calibration-{label}-{seed}", instructed=True)
+            asked[label] = as_prompts(turns, f"{label}, {TARGET[kind]}")
         else:
             written[label] = requests.sample(n, seed)
             asked[label] = _fiction(written[label])
@@ -53,17 +54,24 @@ def calibration(kind: Kind, n: int, seed: int) -> Calibration:
 def evaluation(kind: Kind, n: int) -> dict[str, dict[Label, PromptSet]]:
     """n held-out requests a label in every modality, the same requests in each; the first modality is writing."""
     found: dict[str, dict[Label, PromptSet]] = {}
-    if kind == "audio":
-        for name, turns in evaluation_turns(n).items():
-            label, _, modality = name.partition(", ")
-            found.setdefault(modality, {})[label] = as_prompts(turns, name)  # type: ignore[index]
-        return found
     for label in LABELS:
         acts = world.select(label=label, splits=("held-out pair",))
-        requests = language.one_request_each(acts, f"{label}-steering").sample(n, world.WORLD_SEED)
-        found.setdefault("text", {})[label] = requests
-        found.setdefault("fiction", {})[label] = _fiction(requests)
+        requests = language.one_request_each(acts, f"{label}-steering")
+        chosen = requests.filter(can_be_spoken).sample(n, world.WORLD_SEED)
+        found.setdefault("text", {})[label] = chosen
+        if kind == "text":
+            found.setdefault(TARGET[kind], {})[label] = _fiction(chosen)
+            continue
+        for modality, instructed in (("speech", False), (TARGET[kind], True)):
+            turns = _aloud(chosen, "held-out", f"evaluation-{label}", instructed=instructed)
+            found.setdefault(modality, {})[label] = as_prompts(turns, f"{label}, {modality}")
     return found
+
+
+def _aloud(prompts: PromptSet, group: Group, seed: str, *, instructed: bool) -> list[Turn]:
+    """Each prompt in a voice of the group, drawn by the seed, beside an instruction or alone."""
+    rng, speakers = random.Random(seed), voices(group)
+    return [Turn(p, rng.choice(speakers), rng.choice(INSTRUCTIONS) if instructed else "") for p in prompts]
 
 
 def as_prompts(turns: Sequence[Turn], name: str) -> PromptSet:

@@ -25,9 +25,8 @@ from interp.steering_study.trial import fitted, load_organism
 TABLES = ("gap", "safe", "cosines")
 
 
-def measure_geometry(kind: Kind, organism: int, split: int, n: int = 100) -> dict[str, pd.DataFrame]:
-    """The tables `gap`, `safe` and `cosines` of one organism and draw; it must be built."""
-    checkpoint = f"organism:{kind}/aligned@{organism}"
+def measure_geometry(kind: Kind, checkpoint: str, split: int, n: int = 100) -> dict[str, pd.DataFrame]:
+    """The tables `gap`, `safe` and `cosines` of one organism, which must be built, and draw."""
     arms = fitted(checkpoint, kind, n, split)
     vectors = {
         "text": arms.plain,

@@ -14,14 +14,15 @@ from interp.methods.steering_arms import STEERED, Arm
 from interp.steering_study.data import Kind
 from interp.steering_study.trial import Trial
 
-ABLATED = ("λ", "k", "n", "layer", "variant")
+AUDIO_SEEDS = tuple((organism, draw) for organism in range(3) for draw in range(3))
+TEXT_SEEDS = tuple((organism, 0) for organism in range(2, 10))
 
 
 class Grid(BaseModel):
     """What a comparison runs.
 
     Args:
-        seeds: organism and calibration draw of each.
+        stage: of the organisms. seeds: organism and calibration draw of each.
         arms: steered ones; `none` and `prompt` are always there.
         strengths: α of the operating curves.
         ablation_strengths: α of the ablations; of single layers, which act once and not at every layer, times `layer_factor`.
@@ -33,9 +34,8 @@ class Grid(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind = "audio"
-    seeds: tuple[tuple[int, int], ...] = tuple(
-        (organism, split) for organism in range(3) for split in range(3)
-    )
+    stage: str = "aligned"
+    seeds: tuple[tuple[int, int], ...] = AUDIO_SEEDS
     arms: tuple[Arm, ...] = STEERED
     strengths: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
     ablation_strengths: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
@@ -96,7 +96,6 @@ class Grid(BaseModel):
         return sorted(dict.fromkeys(every), key=lambda t: (t.organism, t.split, t.n))
 
     def _trial(self, organism: int, split: int, **given: Any) -> Trial:
-        return Trial(kind=self.kind, organism=organism, split=split, n_test=self.n_test, **given)
-
-
-TEXT_SEEDS = tuple((organism, 0) for organism in range(2, 10))
+        return Trial(
+            kind=self.kind, stage=self.stage, organism=organism, split=split, n_test=self.n_test, **given
+        )

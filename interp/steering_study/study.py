@@ -16,7 +16,7 @@ from interp.defence.runner import in_processes
 from interp.files import load_table, save_table
 from interp.methods.steering_answers import rates
 from interp.models.checkpoint import Checkpoint
-from interp.organisms import audio, text
+from interp.organisms import audio, text, text_finetunes
 from interp.steering_study import geometry
 from interp.steering_study.conclusion import (
     arms_sentence,
@@ -33,6 +33,7 @@ from interp.steering_study.trial import Trial, run_trial
 from interp.store import open_run
 
 STUDY = "sarsteer-trials"
+Draw = tuple[Kind, str, int, int]  # kind, stage and seed of the organism, and of its calibration prompts
 HERE = Path(__file__).parents[1]
 # what decides a point's numbers beside the organism's weights
 SOURCES = [
@@ -78,6 +79,8 @@ def run_comparison(
     build = {"audio": audio.build, "text": text.build}[grid.kind]
     for organism in sorted({organism for organism, _ in grid.seeds}):
         build(organism, progress=progress)
+        if grid.kind == "text" and grid.stage in text_finetunes.FINETUNES:
+            text_finetunes.tune(grid.stage, organism, progress=progress)
     trials = grid.trials()
     kept = in_processes(
         trials,
@@ -89,7 +92,7 @@ def run_comparison(
     )
     shares = {trial: _shares(load_table(path / "answers.parquet")) for trial, path in kept.items()}
     draws = in_processes(
-        [(grid.kind, *seed) for seed in grid.seeds], partial(keep_geometry, out=Path(out)), str, label="vectors",
+        [(grid.kind, grid.stage, *seed) for seed in grid.seeds], partial(keep_geometry, out=Path(out)), str, label="vectors",
         workers=workers, progress=progress,
     )  # fmt: skip
     return _compare(grid, shares, draws)
@@ -101,9 +104,7 @@ def _shares(answered: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _compare(
-    grid: Grid, shares: dict[Trial, pd.DataFrame], draws: dict[tuple[Kind, int, int], Path]
-) -> Comparison:
+def _compare(grid: Grid, shares: dict[Trial, pd.DataFrame], draws: dict[Draw, Path]) -> Comparison:
     target = TARGET[grid.kind]
     asked = {trial: frame[frame["modality"] == target].iloc[0] for trial, frame in shares.items()}
     operating = grid.operating()
@@ -127,7 +128,7 @@ def _compare(
             name: pd.concat(
                 [
                     load_table(path / f"{name}.parquet").assign(seed=f"{organism}/{split}")
-                    for (_, organism, split), path in draws.items()
+                    for (_, _, organism, split), path in draws.items()
                 ],
                 ignore_index=True,
             )
@@ -185,26 +186,29 @@ def _at(read: pd.DataFrame, cost: float) -> pd.DataFrame:
 
 def keep_trial(trial: Trial, out: Path) -> Path:
     """Run a point unless it is there; returns its directory."""
-    weights = {"aligned": Checkpoint.parse(trial.checkpoint).fingerprint()}
+    weights = {"organism": Checkpoint.parse(trial.checkpoint).fingerprint()}
     with open_run(out, STUDY, describe(trial), trial, weights, SOURCES) as run:
         if not run.finished:
             save_table(run.file("answers.parquet"), run_trial(trial))
         return run.finish()
 
 
-def keep_geometry(draw: tuple[Kind, int, int], out: Path) -> Path:
+def keep_geometry(draw: Draw, out: Path) -> Path:
     """Measure the vectors of an organism and draw unless they are there; returns their directory."""
-    kind, organism, split = draw
-    weights = {"aligned": Checkpoint.parse(f"organism:{kind}/aligned@{organism}").fingerprint()}
-    settings = {"kind": kind, "organism": organism, "split": split}
+    kind, stage, organism, split = draw
+    checkpoint = f"organism:{kind}/{stage}@{organism}"
+    weights = {"organism": Checkpoint.parse(checkpoint).fingerprint()}
+    settings = {"kind": kind, "stage": stage, "organism": organism, "split": split}
     sources: Sequence[Path] = [*SOURCES, Path(geometry.__file__), HERE / "methods" / "modality_gap.py"]
-    with open_run(out, "sarsteer-geometry", f"{kind} {organism} {split}", settings, weights, sources) as run:
+    with open_run(
+        out, "sarsteer-geometry", f"{kind} {stage} {organism} {split}", settings, weights, sources
+    ) as run:
         if not run.finished:
-            for name, table in geometry.measure_geometry(kind, organism, split).items():
+            for name, table in geometry.measure_geometry(kind, checkpoint, split).items():
                 save_table(run.file(f"{name}.parquet"), table)
         return run.finish()
 
 
 def describe(trial: Trial) -> str:
     """A readable name: the arm, its strength and whose answers they are."""
-    return f"{trial.kind} {trial.arm} {trial.strength:g} organism {trial.organism} draw {trial.split}"
+    return f"{trial.kind} {trial.stage} {trial.arm} {trial.strength:g} organism {trial.organism} draw {trial.split}"

@@ -25,12 +25,13 @@ from interp.steering_study.data import REFUSAL, TARGET, Kind, calibration, defen
 class Trial(BaseModel):
     """Settings of one point; what an arm does not use it ignores.
 
-    split: seed of the calibration prompts. n: of them a label. layer: None steers at all. n_test: held-out requests a label.
+    stage: of the organism. split: seed of the calibration prompts. n: of them a label. layer: None steers at all. n_test: held-out requests a label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind = "text"
+    stage: str = "aligned"
     organism: int = Field(0, ge=0)
     split: int = Field(0, ge=0)
     arm: Arm = "sarsteer"
@@ -51,7 +52,7 @@ class Trial(BaseModel):
     @property
     def checkpoint(self) -> str:
         """The organism's name."""
-        return f"organism:{self.kind}/aligned@{self.organism}"
+        return f"organism:{self.kind}/{self.stage}@{self.organism}"
 
 
 def run_trial(trial: Trial) -> pd.DataFrame:

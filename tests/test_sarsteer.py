@@ -178,7 +178,7 @@ def test_bad_sets_and_ranks_are_named():
     constant = fit_sarsteer(model, harmful, benign, refusal=REFUSAL, sites="resid_pre.0", progress=False)
     with pytest.raises(UserError, match=r"resid_pre\.0 vary in 0 directions only"):
         constant.vectors(1)
-    with pytest.raises(SiteError, match="acts on the decoder"):
+    with pytest.raises(SiteError, match="is of an encoder"):
         fit_sarsteer(
             CASES["audio"][0](),
             CASES["audio"][1],

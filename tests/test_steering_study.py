@@ -56,12 +56,12 @@ def read(found: pd.DataFrame):
 
 
 def test_planted_differences_are_found_at_equal_cost_and_their_words_follow_the_sign():
-    found = points({"sarsteer": 4.0, "plain": 2.0, "unablated": 4.0, "random": 6.0})
+    found = points({"sarsteer": 4.0, "plain": 2.0, "unablated": 4.0, "random": 6.0}, noise=0.3, seed=1)
     at, prompt = read(found)
     mine = at["over-refusal"].groupby("arm")["gained"].mean()
-    assert mine["sarsteer"] == pytest.approx(0.2, abs=0.01) and mine["plain"] == pytest.approx(0.1, abs=0.01)
+    assert mine["sarsteer"] == pytest.approx(0.2, abs=0.02) and mine["plain"] == pytest.approx(0.1, abs=0.02)
     by_arm = prompt["over-refusal"].groupby("arm")["gained"].mean()
-    assert by_arm["prompt"] == pytest.approx(0.05) and by_arm["sarsteer"] == pytest.approx(0.4, abs=0.02)
+    assert by_arm["prompt"] == pytest.approx(0.05) and by_arm["sarsteer"] == pytest.approx(0.4, abs=0.03)
     tested = claims(at, prompt)
     assert [(c.method, c.baseline) for c in tested["over-refusal"]] == [*PRIMARY, ("sarsteer", "prompt")]
     words = claim_sentences(tested, 0.05)

@@ -65,8 +65,8 @@ def at_the_prompts_cost(points: pd.DataFrame, arms: Sequence[str], column: str =
     rows = [
         {"arm": "prompt", "seed": seed, "gained": float(gained)} for seed, gained in prompt["gained"].items()
     ]
+    limits = prompt[column].to_dict()
     for (arm, seed), curve in points[points["arm"].isin(arms)].groupby(["arm", "seed"], sort=False):
-        if seed in prompt.index:
-            limit = float(prompt.loc[seed, column])
-            rows.append({"arm": arm, "seed": seed, "gained": at_cost(curve, limit, column)})
+        if seed in limits:
+            rows.append({"arm": arm, "seed": seed, "gained": at_cost(curve, limits[seed], column)})
     return pd.DataFrame(rows, columns=["arm", "seed", "gained"])

@@ -21,7 +21,7 @@ from interp.defence.grid import IN_TRAINING, Grid
 from interp.defence.recipe import load_recipe, plan_recipe, run_recipe
 from interp.defence.report import save_comparison
 from interp.defence.study import Comparison, run_comparison
-from interp.files import atomic_write, replacing_files
+from interp.files import atomic_write, replace_between, replacing_files
 
 QUICK = Grid(
     seeds=(0,), tuning=(), methods=IN_TRAINING, fractions=(0.2,), deep=0, ks=(5,), refreshes=(10,), monitored=10,
@@ -40,11 +40,7 @@ def run(
 
 def write_docs(found: Comparison, page: Path, figures: Path) -> None:
     """Put the conclusion between the page's markers, and the figures it shows beside it."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    body = "\n".join(f"- {sentence}" for sentence in found.sentences)
-    with atomic_write(page) as aside:
-        aside.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    replace_between(page, BEGIN, END, "\n".join(f"- {sentence}" for sentence in found.sentences))
     for name in (name for name in SHOWN if (figures / f"{name}.png").exists()):
         with atomic_write(page.parent / "img" / f"spf-{name}.png") as aside:
             shutil.copyfile(figures / f"{name}.png", aside)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from interp import cli, scripts
 from interp.evals.statistics import Interval, t_interval
 from interp.evals.verdicts import Outcome
-from interp.files import atomic_write
+from interp.files import atomic_write, replace_between
 from interp.organisms import text, text_finetunes
 from interp.results import StudyResult
 from interp.study import StudyConfig, run_study
@@ -114,11 +114,8 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
 
 def write_docs(result: Result, page: Path) -> None:
     """Put both tables between the page's markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
     tables = "\n\n".join(markdown(table) for table in (result.claims, result.seeds))
-    with atomic_write(page) as aside:
-        aside.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+    replace_between(page, BEGIN, END, tables)
 
 
 def markdown(table: pd.DataFrame) -> str:

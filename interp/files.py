@@ -74,6 +74,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def replace_between(page: Path, begin: str, end: str, body: str) -> None:
+    """Put text between the two markers of a page, which it must have; what was between them goes."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ResultError(f"{page} has no {begin} … {end} to write between")
+    with atomic_write(page) as aside:
+        aside.write_text(f"{before}{begin}\n{body}\n{end}{after}", encoding="utf-8")
+
+
 def content_hash(path: Path | str) -> str:
     """sha256 of a file's bytes, or of the names and hashes of all files in a directory; ResultError when unreadable."""
     path = Path(path)

@@ -59,6 +59,7 @@ TINY_PATCHING = {
     "peer_layers": 2,
     "passes": 1,
 }
+TINY_STEERING = {**TINY, "n_prompts": 6, "batch_size": 3, "new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,7 @@ def results(checkpoint, tmp_path_factory):
         "gradients": TINY_GRADIENTS,
         "spf_step": TINY_STEP,
         "patching": TINY_PATCHING,
+        "steering": TINY_STEERING,
         "startup": {},
     }
     for name, config in configs.items():
@@ -137,6 +139,12 @@ def test_every_engine_patches_the_same(results):
     assert set(found["agreement"]) == {"full", "transformer_lens"}
     assert max(found["agreement"].values()) <= 1e-4
     assert len(found["targets"]) == 2 and found["forward_equivalents"]["wall"] > 1
+
+
+def test_steering_says_the_same_tokens_and_its_price(results):
+    found = json.loads((results / "steering.json").read_text())
+    assert found["agreement"] == {"answers": 6, "tokens": 24}
+    assert set(found["over_plain"]) == {"steered", "conditional"} and len(found["targets"]) == 1
 
 
 def test_results_name_the_machine_and_the_versions(results):

@@ -66,6 +66,7 @@ def test_another_vector_in_each_row():
         ("eoi", [2, 3, 4]),
         ("prompt", [0, 1, 2, 3, 4]),
         ("generated", []),
+        ("answer", [4]),
         (-2, [3]),
     ],
 )

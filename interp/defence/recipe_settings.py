@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -27,6 +27,7 @@ from interp.evals.templates import TEMPLATES
 from interp.models.finetune import FinetuneConfig
 from interp.store import slugify
 
+S = TypeVar("S", bound=BaseModel)
 SCHEMA = (
     "a JSONL, CSV or JSON file, one example a row, with the fields id, text (the request), response (what is trained on; not "
     "read in the evaluation sets), label (harmful or benign) and category, of which only text and response are needed"
@@ -115,6 +116,11 @@ class Recipe(_Settings):
 
 def load_recipe(path: Path | str) -> Recipe:
     """Read a recipe; raises UserError naming the file and the field."""
+    return load_settings(path, Recipe)
+
+
+def load_settings(path: Path | str, kind: type[S]) -> S:
+    """Read settings of this kind from YAML, their data files beside it; raises UserError naming the file and the field."""
     path = Path(path)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -123,7 +129,7 @@ def load_recipe(path: Path | str) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     try:
-        return Recipe.model_validate(found, context={"directory": path.parent.absolute()})
+        return kind.model_validate(found, context={"directory": path.parent.absolute()})
     except ValidationError as error:
         first, more = error.errors()[0], error.error_count() - 1
         field = ".".join(map(str, first["loc"])) or "recipe"

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from interp.data.prompts import Prompt
 from interp.errors import UserError
 from interp.models.batches import run_batches
-from interp.models.hooks import Edits, editing
+from interp.models.hooks import Edits, PromptEdits, editing, edits_for
 from interp.models.model import Model
 from interp.models.tokens import Tokens
 from interp.progress import progress as progress_bar
@@ -33,7 +33,7 @@ def generate(
     model: Model,
     prompts: Sequence[Prompt],
     *,
-    edits: Edits | None = None,
+    edits: Edits | PromptEdits | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 64,
     temperature: float | None = None,
@@ -45,7 +45,8 @@ def generate(
     """Answers to the prompts, in their order.
 
     Args:
-        edits: applied while reading the prompt and while generating, as each edit's positions say.
+        edits: applied while reading the prompt and while generating, as each edit's positions say; or what makes them for
+            each batch from its prompts, such as a `Steering`.
         max_new_tokens: longest answer in tokens.
         batch_size: most rows at once; halved when memory runs out.
         prefill: for each prompt, how its answer is made to begin; part of the completion's text.
@@ -116,16 +117,17 @@ def _generate_batch(
     tokens: Sequence[Tokens],
     begun: Sequence[Sequence[int]],
     config: GenerationConfig,
-    edits: Edits | None,
+    edits: Edits | PromptEdits | None,
     seed: int,
 ) -> list[Completion]:
     batch = model.pad(tokens, [prompt.id for prompt in prompts])
     width = batch.input_ids.shape[1]
+    chosen = edits_for(model, edits, prompts)
     devices = [model.device] if model.device.type == "cuda" else []
     # Hugging Face samples from the global generator: fork it, so that the caller's is left as it was.
     with (
         torch.random.fork_rng(devices=devices) if config.do_sample else nullcontext(),
-        editing(model, edits, prompt_width=width) if edits else nullcontext(),
+        editing(model, chosen, prompt_width=width) if chosen else nullcontext(),
         _bare_generation_config(model.module),
     ):
         if config.do_sample:

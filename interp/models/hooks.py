@@ -14,14 +14,16 @@ from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.data.prompts import Prompt
 from interp.errors import SiteError
 from interp.models.sites import DECODER, HEADS, INPUTS, Site, all_layers, resolve
 from interp.models.towers import Tower
 
-Positions = Literal["all", "prompt", "last", "eoi", "generated"] | int
+# `answer`: the last prompt token and all generated ones, from which the answer's tokens are predicted
+Positions = Literal["all", "prompt", "last", "eoi", "generated", "answer"] | int
 
 
 class StopForward(Exception):
@@ -52,7 +54,13 @@ def _rows(vector: Tensor, value: Tensor) -> Tensor:
     """A vector, or one vector a row, in fp32 (at least) on the value's device, shaped to broadcast over positions."""
     dtype = torch.promote_types(value.dtype, torch.float32)
     vector = vector.to(value.device, dtype)
-    return vector if vector.ndim == 1 else vector[:, None, :]
+    if vector.ndim == 1:
+        return vector
+    if len(vector) != len(value):
+        raise SiteError(
+            f"an edit with vectors for {len(vector)} rows met a batch of {len(value)}; make it for these rows"
+        )
+    return vector[:, None, :]
 
 
 def _check_width(name: str, vector: Tensor) -> None:
@@ -137,6 +145,18 @@ Edits = Mapping[Site, Edit | Sequence[Edit]]
 Apply = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
+class PromptEdits(Protocol):
+    """Edits that depend on what is asked, such as steering under a condition: made anew for each batch."""
+
+    def edits(self, model: Any, prompts: Sequence[Prompt]) -> Edits: ...
+
+
+def edits_for(model: HasTower, edits: Edits | PromptEdits | None, prompts: Sequence[Prompt]) -> Edits:
+    """The edits of a batch of these prompts, in their order; an empty mapping where there are none."""
+    return edits.edits(model, prompts) if isinstance(edits, PromptEdits) else edits or {}
+
+
 def everywhere(edit: Edit, n_layers: int) -> dict[Site, Edit]:
     """The edit at every block input, attention output and MLP output: what ablating a direction means (METHODS §0)."""
     return dict.fromkeys(all_layers(n_layers, ("resid_pre", "attn_out", "mlp_out")), edit)
@@ -175,39 +195,44 @@ class _Clock:
             tokens = args[0] if args else kwargs.get("input_ids")
             self.width = (tokens if tokens is not None else kwargs["inputs_embeds"]).shape[1]
 
-    def select(self, positions: Positions, n_pos: int, device: torch.device) -> Bool[Tensor, " pos"] | None:
-        """Which of the pass's positions an edit acts on; None means all of them."""
+    def select(self, positions: Positions, n_pos: int) -> tuple[int, int]:
+        """The pass's positions that an edit acts on, from the first to behind the last; none where these are equal."""
         if positions == "all":
-            return None
+            return 0, n_pos
         if self.width is None:
             raise SiteError(
                 "the prompt's width is unknown: pass prompt_width to editing() when a cache is handed in"
             )
-        index = self.start + torch.arange(n_pos, device=device)
         end = self.width
         match positions:
             case "prompt":
-                return index < end
+                first, behind = 0, end
             case "generated":
-                return index >= end
+                first, behind = end, self.start + n_pos
+            case "answer":
+                first, behind = end - 1, self.start + n_pos
             case "last":
-                return index == end - 1
+                first, behind = end - 1, end
             case "eoi":
-                return (index >= end - self.n_eoi) & (index < end)
+                first, behind = end - self.n_eoi, end
             case int() if -end <= positions < 0:
-                return index == end + positions
-        raise SiteError(
-            f"unknown position {positions!r}; use all, prompt, last, eoi, generated or a negative index from the prompt's end"
-        )
+                first, behind = end + positions, end + positions + 1
+            case _:
+                raise SiteError(
+                    f"unknown position {positions!r}; use all, prompt, last, eoi, generated, answer or a negative index "
+                    "from the prompt's end"
+                )
+        low = min(max(first - self.start, 0), n_pos)
+        return low, min(max(behind - self.start, low), n_pos)
 
 
 def _apply(edits: Sequence[Edit], value: Tensor, *, clock: _Clock) -> Tensor:
     for edit in edits:
-        select = clock.select(edit.positions, value.shape[1], value.device)
-        if select is None:
+        low, high = clock.select(edit.positions, value.shape[1])
+        if high - low == value.shape[1]:
             value = edit(value)
-        elif select.any():
-            value = torch.where(select[None, :, None], edit(value), value)
+        elif low < high:
+            value = torch.cat([value[:, :low], edit(value[:, low:high]), value[:, high:]], dim=1)
     return value
 
 

@@ -76,6 +76,7 @@ def results(checkpoint, tmp_path_factory):
         "selection": selection,
         "gradients": TINY_GRADIENTS,
         "spf_step": TINY_STEP,
+        "proximity": {"n_benign": 500, "n_harmful": 40, "d": 24, "n_checked": 100},
         "startup": {},
     }
     for name, config in configs.items():
@@ -120,6 +121,12 @@ def test_surgery_changes_the_weights_and_nothing_else_does(results):
     assert found["agreement"]["changed"] > 0
     assert set(found["over_floor"]) == {"every", "watched", "tenth", "monitor"}
     assert len(found["targets"]) == 3
+
+
+def test_the_search_agrees_with_the_product(results):
+    found = json.loads((results / "proximity.json").read_text())
+    assert max(found["agreement"]["errors"].values()) <= 1e-5 and found["agreement"]["checked"] == 100
+    assert set(found["share_of_floor"]) == {"ours", "ten", "centred"}
 
 
 def test_results_name_the_machine_and_the_versions(results):

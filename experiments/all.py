@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,8 +34,12 @@ def run(papers: Sequence[Paper], *, quick: bool, out: Path) -> dict[str, PaperRe
             print(f"{paper.id}: there is no experiment {paper.experiment} yet")
             continue
         print(f"{paper.id}: experiments.{paper.experiment}", flush=True)
-        found[paper.id] = importlib.import_module(f"experiments.{paper.experiment}").for_papers(quick=quick, out=out)
+        found[paper.id] = _module(paper.experiment).for_papers(quick=quick, out=out)
     return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"experiments.{name}")
 
 
 def write(papers: Sequence[Paper], found: Mapping[str, PaperResult], target: Path, *, quick: bool) -> Path:

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,20 +79,22 @@ def faked(monkeypatch, tmp_path):
     }
     asked = []
 
-    def importing(name):
-        module = type("Module", (), {})
-        module.for_papers = staticmethod(lambda **options: asked.append((name, options)) or made[name.partition(".")[2]])
-        return module
+    def module(name):
+        def for_papers(**options):
+            asked.append((name, options))
+            return made[name]
+
+        return SimpleNamespace(for_papers=for_papers)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(papers.importlib, "import_module", importing)
+    monkeypatch.setattr(papers, "_module", module)
     monkeypatch.setattr(scripts, "available", lambda package: {"text_organism": "", "spf": "", "demo": ""})
     return asked
 
 
 def test_the_page_links_what_there_is_and_names_what_there_is_not(faked, tmp_path, capsys):
     papers.experiment(quick=True)
-    assert [name for name, _ in faked] == ["experiments.text_organism", "experiments.spf"]
+    assert [name for name, _ in faked] == ["text_organism", "spf"]
     assert all(options["quick"] is True for _, options in faked)
     home = tmp_path / "results" / "papers-quick"
     page = (home / "index.html").read_text()

@@ -117,7 +117,9 @@ def whole(config: Config) -> Run:
 
     def run(out: Path) -> dict[str, Any]:
         torch.mm(task.benign, against, out=space)
-        lengths = [torch.linalg.vector_norm(rows[: config.n_checked], dim=1) for rows in (task.benign, task.harmful)]
+        lengths = [
+            torch.linalg.vector_norm(rows[: config.n_checked], dim=1) for rows in (task.benign, task.harmful)
+        ]
         part = space[: config.n_checked] / lengths[0][:, None] / torch.linalg.vector_norm(task.harmful, dim=1)
         _write(out, part.max(1).values, part.mean(1), config)
         return {}
@@ -152,19 +154,33 @@ def run(config: Config, *, threads: int, repeats: int) -> dict[str, Any]:
         return {"errors": errors, "checked": min(config.n_checked, config.n_benign)}
 
     result = interleave(
-        "benchmarks.proximity", list(ENGINES), config, threads=threads, repeats=repeats, memory=True, check=check
+        "benchmarks.proximity",
+        list(ENGINES),
+        config,
+        threads=threads,
+        repeats=repeats,
+        memory=True,
+        check=check,
     )
     engines = result["engines"]
     shares = {
-        engine: min(paired_ratio(engines, floor, engine) for floor in FLOORS) for engine in ENGINES if engine not in FLOORS
+        engine: min(paired_ratio(engines, floor, engine) for floor in FLOORS)
+        for engine in ENGINES
+        if engine not in FLOORS
     }
     growth = engines["ours"]["peak_growth"]
     return result | {
         "config": config.model_dump(),
         "share_of_floor": shares,
         "targets": [
-            target(f"at least {SHARE} of the product's speed", f"{shares['ours']:.2f}", shares["ours"] >= SHARE),
-            target(f"at most {mebibytes(MEMORY)} beside the vectors", mebibytes(growth), growth is not None and growth <= MEMORY),
+            target(
+                f"at least {SHARE} of the product's speed", f"{shares['ours']:.2f}", shares["ours"] >= SHARE
+            ),
+            target(
+                f"at most {mebibytes(MEMORY)} beside the vectors",
+                mebibytes(growth),
+                growth is not None and growth <= MEMORY,
+            ),
         ],
         "machine": machine(),
     }
@@ -174,7 +190,10 @@ def tables(result: dict[str, Any]) -> str:
     """The timings as Markdown, and the targets with met or missed."""
     config, agreement = result["config"], result["agreement"]
     operations = 2 * config["n_benign"] * config["n_harmful"] * config["d"]
-    rows = ["| engine | seconds, median (min to max) | GFLOP/s | of the faster product's speed | memory |", "|---|---|---|---|---|"]
+    rows = [
+        "| engine | seconds, median (min to max) | GFLOP/s | of the faster product's speed | memory |",
+        "|---|---|---|---|---|",
+    ]
     for engine, label in LABELS.items():
         found = result["engines"][engine]
         share = result["share_of_floor"].get(engine)

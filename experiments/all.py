@@ -58,11 +58,20 @@ def write(papers: Sequence[Paper], found: Mapping[str, PaperResult], target: Pat
                     (os.path.relpath(path.resolve(), target.resolve()), f"{_name(path, result)}")
                     for path in result.files(".csv", ".html", ".md")
                 ]
-                sections.append(Section(paper.title, _about(paper, paper.id in found), tables=(table,), links=tuple(links)))
+                sections.append(
+                    Section(
+                        paper.title, _about(paper, paper.id in found), tables=(table,), links=tuple(links)
+                    )
+                )
         lead = "Quick settings: one seed each, a look that claims nothing." if quick else (
             "An outcome is read off the 95 % interval and a margin; every number is of small organisms and says nothing of large models."
         )  # fmt: skip
-        page = Page("The papers' claims in the organisms", lead, tuple(sections), {"command": command_line(), **versions()})
+        page = Page(
+            "The papers' claims in the organisms",
+            lead,
+            tuple(sections),
+            {"command": command_line(), **versions()},
+        )
         render_page(page, aside, "index.html")
     return target / "index.html"
 
@@ -70,7 +79,11 @@ def write(papers: Sequence[Paper], found: Mapping[str, PaperResult], target: Pat
 def _about(paper: Paper, measured: bool) -> tuple[str, ...]:
     models = ", ".join(paper.models)
     tested = f"Shown by the source on {models}, which are not tested here."
-    return (tested,) if measured else (tested, f"The experiment {paper.experiment} does not exist yet: nothing was measured.")
+    return (
+        (tested,)
+        if measured
+        else (tested, f"The experiment {paper.experiment} does not exist yet: nothing was measured.")
+    )
 
 
 def _printed(paper: Paper, path: Path, result: PaperResult, aside: Path) -> tuple[str, str]:

@@ -60,7 +60,8 @@ def for_papers(*, quick: bool, out: Path) -> PaperResult:
     }
     insights = insight_intervals(*(found.geometry[name] for name in ("ranks", "conflicts", "overlaps")))
     return PaperResult(
-        measured | {f"insight_{name}": value for name, value in insights.items()}, (save(found, out, quick=quick),)
+        measured | {f"insight_{name}": value for name, value in insights.items()},
+        (save(found, out, quick=quick),),
     )
 
 

@@ -122,7 +122,9 @@ def for_papers(*, quick: bool, out: Path) -> PaperResult:
     about = result.claims[result.claims["finetune"] == "benign"].set_index("claim")
     measured = {}
     for claim, (after, _) in CLAIMS.items():
-        difference, low, high, seeds = (about.loc[claim, name] for name in ("difference", "low", "high", "seeds"))
+        difference, low, high, seeds = (
+            about.loc[claim, name] for name in ("difference", "low", "high", "seeds")
+        )
         measured[after] = Interval(float(difference), float(low), float(high), int(seeds))
     return PaperResult(measured, result.studies)
 

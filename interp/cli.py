@@ -215,7 +215,8 @@ def _print_summary(result: "StudyResult") -> None:
 )
 def filter_command(
     benign: Annotated[
-        Path, typer.Argument(metavar="BENIGN", help="What you would fine-tune on: JSONL, JSON, CSV, TSV, Parquet.")
+        Path,
+        typer.Argument(metavar="BENIGN", help="What you would fine-tune on: JSONL, JSON, CSV, TSV, Parquet."),
     ],
     harmful: Annotated[str, typer.Option(help="Harmful requests: a file or datasets name.")],
     axis: Annotated[
@@ -226,7 +227,10 @@ def filter_command(
         ),
     ] = None,
     keep: Annotated[
-        str, typer.Option(help="distant, proximate, random, matched:distant or matched:proximate (random, same lengths).")
+        str,
+        typer.Option(
+            help="distant, proximate, random, matched:distant or matched:proximate (random, same lengths)."
+        ),
     ] = "distant",
     fraction: Annotated[float, typer.Option(help="Share of the items to keep.")] = 0.5,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")] = Path("filtered"),
@@ -240,7 +244,8 @@ def filter_command(
         str | None, typer.Option(help="The checkpoint to be trained, for self: and gradient.")
     ] = None,
     stop_words: Annotated[
-        str | None, typer.Option(help="A file of words that do not count, or none. [own list for lexical:tfidf]")
+        str | None,
+        typer.Option(help="A file of words that do not count, or none. [own list for lexical:tfidf]"),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of BENIGN that holds the requests.")] = None,
     harmful_column: Annotated[str | None, typer.Option(help="The same of --harmful.")] = None,
@@ -257,7 +262,9 @@ def filter_command(
     )  # fmt: skip
     found = filter_file(config, out)
     print("\n".join([*summary(found), *found.notes]))
-    print(f"\nkept:      {out / f'kept{benign.suffix}'}\ndistances: {out / 'distances.csv'}\nreport:    {out / 'report.html'}")
+    print(
+        f"\nkept:      {out / f'kept{benign.suffix}'}\ndistances: {out / 'distances.csv'}\nreport:    {out / 'report.html'}"
+    )
 
 
 @app.command(epilog=_example("interp doctor --network"))

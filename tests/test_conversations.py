@@ -7,7 +7,11 @@ import pytest
 from interp.data.prompts import read_prompts
 from interp.errors import PromptFileError
 
-ASKED = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}]
+ASKED = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "why?"},
+    {"role": "assistant", "content": "so."},
+]
 SHARED = [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so."}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "wh"}, {"type": "text", "text": "y?"}]}]
 
@@ -42,12 +46,21 @@ def test_a_column_of_requests_is_taken_first(tmp_path):
     [
         ({"messages": [*ASKED, ASKED[1]]}, "row 2: a conversation of 2 questions and 1 answers"),
         ({"messages": ASKED[2:]}, "row 2: a conversation of 0 questions"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "row 2: a turn of the conversation has the role 'tool'"),
-        ({"messages": [{"role": "user", "content": 3}]}, "row 2: the user turn of the conversation is of type int"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "row 2: a turn of the conversation has the role 'tool'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            "row 2: the user turn of the conversation is of type int",
+        ),
         ({"messages": ["why?"]}, "row 2: a turn of the conversation is of type str"),
         ({"messages": "why?"}, "row 2: the conversation is a text that is not JSON"),
         ({"messages": None}, "row 2: the conversation is missing"),
-        ({"messages": ASKED, "response": "no."}, "row 2: `response` stands in a column and in the conversation"),
+        (
+            {"messages": ASKED, "response": "no."},
+            "row 2: `response` stands in a column and in the conversation",
+        ),
     ],
 )
 def test_what_is_no_question_is_named_by_its_row(tmp_path, row, said):

@@ -15,16 +15,33 @@ from interp.filtering import FilterConfig, filter_file, run_filter
 from interp.filtering.pipeline import length
 
 HARM = ("pick a lock at night", "steal a car from a garage", "poison a well with bleach")
-NEAR = ("pick a lock of your own", "wash a car in a garage", "dig a well without bleach", "paint a garage door")
-FAR = ("bake sourdough bread", "prune apple trees", "tune an old guitar", "knit woollen socks", "train for marathons", "fold paper cranes")
+NEAR = (
+    "pick a lock of your own",
+    "wash a car in a garage",
+    "dig a well without bleach",
+    "paint a garage door",
+)
+FAR = (
+    "bake sourdough bread",
+    "prune apple trees",
+    "tune an old guitar",
+    "knit woollen socks",
+    "train for marathons",
+    "fold paper cranes",
+)
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [{"instruction": f"Please explain how to {t}.", "output": f"First, {t}.", "n": i} for i, t in enumerate((*NEAR, *FAR))]
+    rows = [
+        {"instruction": f"Please explain how to {t}.", "output": f"First, {t}.", "n": i}
+        for i, t in enumerate((*NEAR, *FAR))
+    ]
     random.Random(0).shuffle(rows)
-    PromptSet([Prompt(text=f"Tell me how to {t}", id=f"h{i}") for i, t in enumerate(HARM)]).save("harmful.jsonl")
+    PromptSet([Prompt(text=f"Tell me how to {t}", id=f"h{i}") for i, t in enumerate(HARM)]).save(
+        "harmful.jsonl"
+    )
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "  \r\n\n" for row in rows))
     (tmp_path / "train.json").write_text(json.dumps(rows))
     pd.DataFrame(rows).to_csv("train.csv", index=False)
@@ -48,11 +65,18 @@ def kept_rows(path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
 def test_the_far_items_are_kept_in_the_format_they_came_in(files, tmp_path, suffix, capsys):
-    assert cli.main(["filter", f"train.{suffix}", "--harmful", "harmful.jsonl", "--fraction", "0.6", "-o", "out"]) == 0
+    assert (
+        cli.main(
+            ["filter", f"train.{suffix}", "--harmful", "harmful.jsonl", "--fraction", "0.6", "-o", "out"]
+        )
+        == 0
+    )
     expected = [row for row in files if any(far in row["instruction"] for far in FAR)]
     assert kept_rows(tmp_path / "out" / f"kept.{suffix}") == expected  # every column, the file's own order
     said = capsys.readouterr().out
-    assert "Kept 6 of 10 items (60.0%): those farthest from 3 harmful items, by lexical:tfidf (raw min)." in said
+    assert (
+        "Kept 6 of 10 items (60.0%): those farthest from 3 harmful items, by lexical:tfidf (raw min)." in said
+    )
     table = pd.read_csv(tmp_path / "out" / "distances.csv")
     assert len(table) == 10 and table["kept"].sum() == 6 and table["score"].is_monotonic_increasing
     first = table.iloc[0]
@@ -63,30 +87,46 @@ def test_the_far_items_are_kept_in_the_format_they_came_in(files, tmp_path, suff
 
 
 def test_lines_and_cells_are_copied_and_not_made_anew(files, tmp_path):
-    odd = ['{"instruction":  "bake a cake", "x": 1.10, "id": "a"}', '{"instruction": "caf\\u00e9 lock", "x": 1e5, "id": "b"}']
+    odd = [
+        '{"instruction":  "bake a cake", "x": 1.10, "id": "a"}',
+        '{"instruction": "caf\\u00e9 lock", "x": 1e5, "id": "b"}',
+    ]
     (tmp_path / "odd.jsonl").write_text("\n".join([*odd, '{"instruction": "pick a lock", "id": "c"}']))
     filter_file(FilterConfig(benign="odd.jsonl", harmful="harmful.jsonl", fraction=0.67), tmp_path / "o")
     assert (tmp_path / "o" / "kept.jsonl").read_text().splitlines() == odd
-    (tmp_path / "odd.csv").write_text('instruction,,note\n"bake, now",NaN,"a\nb"\n"pick a lock",,\nknit socks,7,""\n')
+    (tmp_path / "odd.csv").write_text(
+        'instruction,,note\n"bake, now",NaN,"a\nb"\n"pick a lock",,\nknit socks,7,""\n'
+    )
     filter_file(FilterConfig(benign="odd.csv", harmful="harmful.jsonl", fraction=0.67), tmp_path / "o")
     with (tmp_path / "o" / "kept.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["instruction", "", "note"], ["bake, now", "NaN", "a\nb"], ["knit socks", "7", ""]]
+        assert list(csv.reader(file)) == [
+            ["instruction", "", "note"],
+            ["bake, now", "NaN", "a\nb"],
+            ["knit socks", "7", ""],
+        ]
 
 
 @pytest.mark.parametrize("keep", ["distant", "proximate", "random", "matched:distant", "matched:proximate"])
 def test_sizes_are_exact_and_follow_ids(files, tmp_path, keep):
-    rows = [{"id": f"x{i}", "prompt": f"{HARM[i % 3]} {FAR[i % 6]}" if i % 4 else FAR[i % 6]} for i in range(47)]
+    rows = [
+        {"id": f"x{i}", "prompt": f"{HARM[i % 3]} {FAR[i % 6]}" if i % 4 else FAR[i % 6]} for i in range(47)
+    ]
     for name, order in (("one", rows), ("two", random.Random(1).sample(rows, 47))):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, order)))
     for fraction, size in ((0.25, 11), (0.5, 23), (0.75, 35)):
         config = FilterConfig(benign="one.jsonl", harmful="harmful.jsonl", keep=keep, fraction=fraction)
-        one, two = run_filter(config), run_filter(config.model_copy(update={"benign": tmp_path / "two.jsonl"}))
+        one, two = (
+            run_filter(config),
+            run_filter(config.model_copy(update={"benign": tmp_path / "two.jsonl"})),
+        )
         assert len(one.kept) == size
         assert set(one.kept) == set(two.kept)
-        assert list(two.kept) == [row["id"] for row in random.Random(1).sample(rows, 47) if row["id"] in set(one.kept)]
-    if keep == "distant":
-        assert any("equally far at the cut" in note for note in one.notes)
-        assert any("items repeat another" in note for note in one.notes)
+        assert list(two.kept) == [
+            row["id"] for row in random.Random(1).sample(rows, 47) if row["id"] in set(one.kept)
+        ]
+        if keep == "distant" and fraction == 0.25:
+            assert "12 items are equally far at the cut; a hash of the seed and their ids decides" in " ".join(one.notes)
+            assert "items repeat another" in " ".join(one.notes)
 
 
 def test_axes_are_combined_by_rank_and_the_page_says_how_they_agree(files, tmp_path):
@@ -100,7 +140,12 @@ def test_axes_are_combined_by_rank_and_the_page_says_how_they_agree(files, tmp_p
             lines.append(json.dumps({"text": text, "id": f"{name}{i}", "audio": f"clips/{name}{i}.wav"}))
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     axes = ["--axis", "lexical", "--axis", "audio:mfcc", "--axis", "audio:mfcc"]
-    assert cli.main(["filter", "benign.jsonl", "--harmful", "bad.jsonl", *axes[:4], "--centred", "-o", "deep/out"]) == 0
+    assert (
+        cli.main(
+            ["filter", "benign.jsonl", "--harmful", "bad.jsonl", *axes[:4], "--centred", "-o", "deep/out"]
+        )
+        == 0
+    )
     found = read_prompts(tmp_path / "deep" / "out" / "kept.jsonl")
     # the clips are where the new file says they are
     assert len(found) == 5 and all(soundfile.info(prompt.audio).frames == 16_000 for prompt in found)
@@ -113,11 +158,13 @@ def test_axes_are_combined_by_rank_and_the_page_says_how_they_agree(files, tmp_p
 
 
 def test_text_on_the_page_is_shown_and_not_run(files, tmp_path):
-    rows = [{"id": f"{i}", "prompt": f"<script>alert({i})</script> pick ‮ lock {FAR[i]}"} for i in range(4)]
+    rows = [
+        {"id": f"{i}", "prompt": f"<script>alert({i})</script> pick \u202e lock {FAR[i]}"} for i in range(4)
+    ]
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
     filter_file(FilterConfig(benign="bad.jsonl", harmful="harmful.jsonl"), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page and "‮" not in page
+    assert "<script" not in page and "&lt;script&gt;" in page and "\u202e" not in page
 
 
 @pytest.mark.parametrize(
@@ -133,7 +180,7 @@ def test_text_on_the_page_is_shown_and_not_run(files, tmp_path):
         (["train.csv", "--measure", "top-9"], "--measure top-9: there are only 3 harmful items"),
         (["train.csv", "--measure", "max"], "unknown measure 'max'"),
         (["train.csv", "--stop-words", "absent.txt"], "absent.txt: cannot be read"),
-        (["train.csv", "--column", "n"], "not text"),
+        (["train.csv", "--column", "nope"], "no column 'nope'"),
         (["same.csv"], "all 3 items have the same min distance"),
     ],
 )

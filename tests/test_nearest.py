@@ -23,7 +23,10 @@ def brute(rows, references, centre=None):
 def test_equal_to_brute_force(block, centred, n):
     rows, references = drawn(53), drawn(7, seed=1)
     centre = torch.cat([rows, references]).double().mean(0) if centred else None
-    found, expected = nearest(rows, references, n, centre=centre, block=block), brute(rows, references, centre)
+    found, expected = (
+        nearest(rows, references, n, centre=centre, block=block),
+        brute(rows, references, centre),
+    )
     best, places = expected.topk(n)
     assert torch.allclose(found.cosines, best, atol=1e-6)
     assert torch.equal(found.places, places)

@@ -42,7 +42,13 @@ def test_the_word_is_read_off_the_interval_and_the_margin(expects, low, high, wo
 
 
 def test_the_data_file_names_experiments_sources_and_margins():
-    assert [paper.experiment for paper in ALL] == ["text_organism", "audio_benign", "vlm_narrow", "spf", "sarsteer"]
+    assert [paper.experiment for paper in ALL] == [
+        "text_organism",
+        "audio_benign",
+        "vlm_narrow",
+        "spf",
+        "sarsteer",
+    ]
     assert all(re.search(r"arXiv \d{4}\.\d{5}", paper.source) for paper in ALL)
     measures = [c.measure for paper in ALL for c in paper.claims]
     assert len(measures) == len(set(measures))
@@ -73,9 +79,12 @@ def faked(monkeypatch, tmp_path):
     (tmp_path / "results" / "spf" / "pareto.pdf").write_bytes(b"%PDF-1.4")
     made = {
         "text_organism": PaperResult(
-            {"ablated_jsr": Interval(0.8, 0.7, 0.9, 5), "ablated_random_jsr": Interval(0.0, -0.01, 0.01, 5)}, tuple(directories)
+            {"ablated_jsr": Interval(0.8, 0.7, 0.9, 5), "ablated_random_jsr": Interval(0.0, -0.01, 0.01, 5)},
+            tuple(directories),
         ),
-        "spf": PaperResult({"spf_minus_mixing_jsr": Interval(0.35, 0.18, 0.51, 7)}, (tmp_path / "results" / "spf",)),
+        "spf": PaperResult(
+            {"spf_minus_mixing_jsr": Interval(0.35, 0.18, 0.51, 7)}, (tmp_path / "results" / "spf",)
+        ),
     }
     asked = []
 
@@ -103,7 +112,9 @@ def test_the_page_links_what_there_is_and_names_what_there_is_not(faked, tmp_pat
     assert {link for link in links if link.startswith("pdf/")} == {
         "pdf/refusal-direction-seed-0-figures-layers.pdf", "pdf/refusal-direction-seed-1-figures-layers.pdf", "pdf/spf-pareto.pdf",
     }  # fmt: skip
-    assert sum(link.endswith("tables/layers.csv") for link in links) == 2 and not any(link.endswith(".txt") for link in links)
+    assert sum(link.endswith("tables/layers.csv") for link in links) == 2 and not any(
+        link.endswith(".txt") for link in links
+    )
     assert "0.350 [0.180, 0.510]" in page.replace("\xa0", " ") and NOT in page and REPRODUCED in page
     assert "The experiment audio_benign does not exist yet" in page
     assert "Kimi-Audio, Audio Flamingo 3, Qwen2.5-Omni, which are not tested here" in page

@@ -16,7 +16,9 @@ N, M, D = 60, 9, 16
 def numbered(n, name, repeat=0):
     """Prompts of different texts, the first `repeat` of them asked again at the end."""
     texts = [f"{name} {i}" for i in range(n)]
-    return PromptSet([Prompt(text=t, id=f"{name}-{i}") for i, t in enumerate([*texts, *texts[:repeat]])], name=name)
+    return PromptSet(
+        [Prompt(text=t, id=f"{name}-{i}") for i, t in enumerate([*texts, *texts[:repeat]])], name=name
+    )
 
 
 def vector(text, seed=0):
@@ -61,7 +63,9 @@ def test_the_mean_orders_as_the_cosine_with_the_mean_unit_vector():
     benign, harmful = numbered(N, "benign"), numbered(M, "harmful")
     found = proximity(*embed(encoder(), benign, harmful)).by("mean")
     unit = torch.stack([torch.nn.functional.normalize(vector(p.text), dim=0) for p in harmful]).mean(0)
-    cosines = torch.stack([torch.nn.functional.cosine_similarity(vector(p.text), unit, dim=0) for p in benign])
+    cosines = torch.stack(
+        [torch.nn.functional.cosine_similarity(vector(p.text), unit, dim=0) for p in benign]
+    )
     assert torch.equal(found.argsort(), cosines.argsort(descending=True))
 
 
@@ -71,7 +75,9 @@ def test_the_order_of_the_files_changes_no_bit():
     mixed = [PromptSet(random.Random(1).sample(list(s), len(s)), s.name) for s in (benign, harmful)]
     for centred in (False, True):
         first = proximity(*pair, centred=centred).to_frame().set_index("id")
-        again = proximity(*embed(encoder(), *mixed), centred=centred).to_frame().set_index("id").loc[first.index]
+        again = (
+            proximity(*embed(encoder(), *mixed), centred=centred).to_frame().set_index("id").loc[first.index]
+        )
         assert first.equals(again)
 
 
@@ -90,7 +96,8 @@ def test_equal_contents_are_embedded_once_and_tie_exactly():
 
 
 @pytest.mark.parametrize(
-    ("bad", "what"), [(torch.zeros(D), "is all zeros"), (torch.full((D,), float("nan")), "is NaN or infinite")]
+    ("bad", "what"),
+    [(torch.zeros(D), "is all zeros"), (torch.full((D,), float("nan")), "is NaN or infinite")],
 )
 def test_a_failed_embedding_stops_the_run_by_name(bad, what):
     for name in ("benign", "harmful"):
@@ -128,7 +135,9 @@ def test_distances_without_spread_are_an_error():
 def test_an_item_at_the_mean_has_no_centred_distance():
     benign, harmful = numbered(3, "benign"), numbered(2, "harmful")
     points = [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [2.0, 1.0], [-2.0, -1.0]]
-    points = dict(zip([p.text for p in (*benign, *harmful)], (torch.tensor(p) + 4.0 for p in points), strict=True))
+    points = dict(
+        zip([p.text for p in (*benign, *harmful)], (torch.tensor(p) + 4.0 for p in points), strict=True)
+    )
     with pytest.raises(EmbeddingError, match="vector of 'benign-2' lies at the mean of all items"):
         proximity(*embed(encoder(points), benign, harmful), centred=True)
     assert len(proximity(*embed(encoder(points), benign, harmful)).ids) == 3

@@ -20,7 +20,9 @@ IDS = [f"item {i}" for i in range(97)]
 DISTANCES = torch.tensor([(37 * i % 97) / 97 for i in range(97)])
 
 
-@pytest.mark.parametrize(("n", "share", "size"), [(100, 0.29, 29), (97, 0.25, 24), (97, 0.5, 48), (10, 0.7, 7), (3, 0.34, 1)])
+@pytest.mark.parametrize(
+    ("n", "share", "size"), [(100, 0.29, 29), (97, 0.25, 24), (97, 0.5, 48), (10, 0.7, 7), (3, 0.34, 1)]
+)
 def test_a_share_is_floored_exactly(n, share, size):
     assert subset_size(n, share) == size
 
@@ -70,11 +72,16 @@ def test_matched_subsets_have_the_lengths_of_what_they_match():
     like = IDS[70:94]  # the long ones
     found = matched_random(IDS, lengths, like, seed=3)
     assert len(found) == len(set(found)) == 24
-    edges = torch.quantile(torch.tensor(lengths, dtype=torch.float64), torch.arange(1, 10, dtype=torch.float64) / 10)
-    tenth = {name: int(torch.searchsorted(edges, float(n), right=True)) for name, n in zip(IDS, lengths, strict=True)}
+    edges = torch.quantile(
+        torch.tensor(lengths, dtype=torch.float64), torch.arange(1, 10, dtype=torch.float64) / 10
+    )
+    tenth = {
+        name: int(torch.searchsorted(edges, float(n), right=True))
+        for name, n in zip(IDS, lengths, strict=True)
+    }
     assert Counter(tenth[name] for name in found) == Counter(tenth[name] for name in like)
     plain = random_subset(IDS, 24, seed=3)
-    mean = {name: n for name, n in zip(IDS, lengths, strict=True)}
+    mean = dict(zip(IDS, lengths, strict=True))
     assert sum(mean[n] for n in found) > 1.2 * sum(mean[n] for n in plain)
     assert set(found) != set(like)
     with pytest.raises(UserError, match="'elsewhere' is not among the items"):

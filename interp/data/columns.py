@@ -91,7 +91,9 @@ def prompt_fields(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
         turns = conversations.conversation(text)
         text = turns.pop("text")
         if double := set(turns) & set(values):
-            raise PromptFileError(f"`{min(double)}` stands in a column and in the conversation; keep one of them")
+            raise PromptFileError(
+                f"`{min(double)}` stands in a column and in the conversation; keep one of them"
+            )
         values |= turns
     return values | found | {"text": text_beside(found, text), "meta": meta}
 

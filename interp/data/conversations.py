@@ -13,7 +13,14 @@ from interp.data.rows import kind_of
 from interp.errors import UserError
 
 COLUMNS = ("messages", "conversations", "conversation")
-ROLES = {"user": "user", "human": "user", "system": "system", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "system": "system",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
 
 
 def conversation(value: Any) -> dict[str, str]:
@@ -45,7 +52,9 @@ def _turn(turn: Any) -> tuple[str, str]:
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if role not in ROLES:
-        raise UserError(f"a turn of the conversation has the role {role!r}, which is none of {', '.join(ROLES)}")
+        raise UserError(
+            f"a turn of the conversation has the role {role!r}, which is none of {', '.join(ROLES)}"
+        )
     if not isinstance(content, str):
         raise UserError(f"the {role} turn of the conversation is {kind_of(content)}, not text")
     return ROLES[role], content

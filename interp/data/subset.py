@@ -28,7 +28,9 @@ def write_rows(source: Path, rows: Sequence[int], target: Path, directory: Path 
     """
     suffix = source.suffix.lower()
     if suffix not in SUFFIXES or target.suffix.lower() != suffix:
-        raise PromptFileError(f"{target}: a part of {source.name} is written as one of the kinds {', '.join(SUFFIXES)}, and its own")
+        raise PromptFileError(
+            f"{target}: a part of {source.name} is written as one of the kinds {', '.join(SUFFIXES)}, and its own"
+        )
     wanted = sorted(rows)
 
     def place(path: str) -> str:
@@ -43,7 +45,9 @@ def write_rows(source: Path, rows: Sequence[int], target: Path, directory: Path 
     try:
         content = make(text, wanted, place if moved else None, "\t" if suffix == ".tsv" else ",")
     except IndexError as error:
-        raise PromptFileError(f"{source}: has no row {wanted[-1] + 1}; it changed while it was read") from error
+        raise PromptFileError(
+            f"{source}: has no row {wanted[-1] + 1}; it changed while it was read"
+        ) from error
     with atomic_write(target) as aside:
         aside.write_bytes(content.encode())
 
@@ -74,7 +78,9 @@ def _json(text: str, rows: Sequence[int], place: Place, _: str) -> str:
 
 
 def _csv(text: str, rows: Sequence[int], place: Place, delimiter: str) -> str:
-    header, *lines = (cells for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if cells)
+    header, *lines = (
+        cells for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if cells
+    )
     kept = [lines[i] for i in rows]
     if place is not None:
         media = [i for i, name in enumerate(header) if name.strip().lower() in MEDIA]
@@ -101,7 +107,9 @@ def _placed(item: Any, place: Callable[[str], str]) -> Any:
     """A row with its paths of media moved."""
     if not isinstance(item, dict):
         return item
-    return {key: _moved(value, place) if key.strip().lower() in MEDIA else value for key, value in item.items()}
+    return {
+        key: _moved(value, place) if key.strip().lower() in MEDIA else value for key, value in item.items()
+    }
 
 
 def _moved(value: Any, place: Callable[[str], str]) -> Any:

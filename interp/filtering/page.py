@@ -60,13 +60,21 @@ def page(found: Filtered) -> Page:
     )
     cut = _cut(frame)
     sections = (
-        Section("What was done", (*summary(found), *found.notes), ("distances",), (_statistics(found, frame),)),
+        Section(
+            "What was done", (*summary(found), *found.notes), ("distances",), (_statistics(found, frame),)
+        ),
         Section(
             "Nearest to harm",
-            ("The items nearest to harm, and the harmful item that each is nearest to. All others are in distances.csv.",),
+            (
+                "The items nearest to harm, and the harmful item that each is nearest to. All others are in distances.csv.",
+            ),
             tables=tuple(_nearest(frame, axis, i) for i, axis in enumerate(found.axes, start=1)),
         ),
-        *([Section("At the cut", ("What keeping a few more or fewer would change.",), tables=(cut,))] if cut else []),
+        *(
+            [Section("At the cut", ("What keeping a few more or fewer would change.",), tables=(cut,))]
+            if cut
+            else []
+        ),
         Section("Limits", LIMITS),
     )
     provenance = {
@@ -105,7 +113,9 @@ def _axis_label(axis: Axis) -> str:
 
 
 def _nearest(frame: pd.DataFrame, axis: Axis, number: int) -> Table:
-    part = frame.sort_values(f"{axis.name} {'centred' if axis.centred else 'raw'} min", kind="stable").head(SHOWN)
+    part = frame.sort_values(f"{axis.name} {'centred' if axis.centred else 'raw'} min", kind="stable").head(
+        SHOWN
+    )
     rows: list[tuple[Cell, ...]] = [
         (row["id"], row[f"{axis.name} raw min"] if f"{axis.name} raw min" in part else None,
          row[f"{axis.name} centred min"] if f"{axis.name} centred min" in part else None,
@@ -126,7 +136,12 @@ def _cut(frame: pd.DataFrame) -> Table | None:
         (row["id"], float(row["score"]), _short(row["text"]), _word(row))
         for _, row in frame.iloc[max(0, at - EITHER_SIDE) : at + EITHER_SIDE].iterrows()
     ]
-    return Table("cut", "Items on either side of the cut, nearest to harm first", ("item", "score", "asks", ""), tuple(rows))
+    return Table(
+        "cut",
+        "Items on either side of the cut, nearest to harm first",
+        ("item", "score", "asks", ""),
+        tuple(rows),
+    )
 
 
 def _statistics(found: Filtered, frame: pd.DataFrame) -> Table:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,9 @@ def run_filter(config: FilterConfig) -> Filtered:
     if not names or len(set(names)) != len(names):
         raise UserError(f"axes {', '.join(config.axes) or '(none)'}: give at least one, and each once")
     if not config.benign.is_file():
-        raise PromptFileError(f"{config.benign}: no such file; a filter writes what it keeps in the format of a local file")
+        raise PromptFileError(
+            f"{config.benign}: no such file; a filter writes what it keeps in the format of a local file"
+        )
     benign = read_prompts(config.benign, column=config.column)
     harmful = read_prompts(config.harmful, column=config.harmful_column, label="harmful")
     size = subset_size(len(benign), config.fraction)
@@ -169,7 +171,9 @@ def _measure(
         pair[int(config.centred)] = proximity(*embeddings, centred=config.centred, n=n)
         other = _other_kind(embeddings, not config.centred)
         if isinstance(other, EmbeddingError):
-            notes.append(f"{'Raw' if config.centred else 'Centred'} distances by {name} are not shown: {other}.")
+            notes.append(
+                f"{'Raw' if config.centred else 'Centred'} distances by {name} are not shown: {other}."
+            )
         else:
             pair[int(not config.centred)] = other
         found.append(Axis(name, measure, config.centred, (pair[0], pair[1])))
@@ -230,7 +234,9 @@ def _repeats(benign: PromptSet, axes: Sequence[Axis]) -> list[str]:
         raw = axis.pair[0]
         if raw is not None and (same := int((raw.least[:, 0] <= RESOLUTION).sum())):
             notes.append(f"{same} items are to {axis.name} the same as a harmful one (distance 0).")
-    repeated = len(benign) - len(set(zip(benign.texts, (str(p.audio) + str(p.images) for p in benign), strict=True)))
+    repeated = len(benign) - len(
+        set(zip(benign.texts, (str(p.audio) + str(p.images) for p in benign), strict=True))
+    )
     if repeated:
         notes.append(f"{repeated} items repeat another; equal contents have equal distances.")
     return notes
@@ -246,5 +252,7 @@ def _agreement(axes: Sequence[Axis]) -> list[str]:
         table = partial_correlations(axis.values, others).set_index("axis")
         for other in axes[i + 1 :]:
             given = f", {table['partial'][other.name]:.2f} given the others" if len(axes) > 2 else ""
-            notes.append(f"Rank correlation of {axis.name} and {other.name}: {table['rho'][other.name]:.2f}{given}.")
+            notes.append(
+                f"Rank correlation of {axis.name} and {other.name}: {table['rho'][other.name]:.2f}{given}."
+            )
     return notes

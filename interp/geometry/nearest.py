@@ -20,7 +20,9 @@ from torch import Tensor
 
 from interp.errors import NonFiniteError, UserError
 
-BLOCK = 2**20  # numbers in a block of cosines, or of rows where these are wider: 4 MiB, which stay in the processor's cache
+BLOCK = (
+    2**20
+)  # numbers in a block of cosines, or of rows where these are wider: 4 MiB, which stay in the processor's cache
 
 Rows = Float[Tensor, "_ _"] | csr_array  # of several sets in one call, so that no length is named
 Cosines = Callable[[int, int], Float[Tensor, "part reference"]]
@@ -30,7 +32,9 @@ class ZeroRowError(UserError):
     """A row without direction: all zeros, or equal to the centre."""
 
     def __init__(self, row: int, of: str, centred: bool) -> None:
-        super().__init__(f"row {row} of the {of} is {'the centre itself' if centred else 'zero'}: it has no cosine")
+        super().__init__(
+            f"row {row} of the {of} is {'the centre itself' if centred else 'zero'}: it has no cosine"
+        )
         self.row, self.of = row, of
 
 
@@ -59,7 +63,9 @@ def nearest(
     Raises ZeroRowError, NonFiniteError naming a row, and UserError for no rows, for fewer than n references or other widths.
     """
     if not rows.shape[0] or not 1 <= n <= references.shape[0]:
-        raise UserError(f"cannot find the {n} nearest of {references.shape[0]} references to {rows.shape[0]} rows")
+        raise UserError(
+            f"cannot find the {n} nearest of {references.shape[0]} references to {rows.shape[0]} rows"
+        )
     if rows.shape[1] != references.shape[1]:
         raise UserError(f"rows have {rows.shape[1]} numbers and references {references.shape[1]}")
     width = references.shape[0] if isinstance(rows, csr_array) else max(references.shape)
@@ -97,7 +103,7 @@ def _largest(part: Float[Tensor, "part reference"], n: int) -> tuple[Tensor, Ten
     values, places = part.topk(n)
     by_place = places.argsort(1)  # topk leaves open which of equal ones comes first
     values, places = values.gather(1, by_place), places.gather(1, by_place)
-    order = values.argsort(1, descending=True, stable=True)
+    order = values.argsort(dim=1, descending=True, stable=True)
     return values.gather(1, order), places.gather(1, order)
 
 

@@ -88,5 +88,7 @@ def _checked(axes: Mapping[str, Float[Tensor, " item"]], least: int) -> int:
         raise UserError(f"axes of {sorted(sizes)} items; give at least {least}, the same on every axis")
     for name, axis in axes.items():
         if not torch.isfinite(axis).all():
-            raise NonFiniteError(f"axis {name}: item {int((~torch.isfinite(axis)).nonzero()[0])} is NaN or infinite")
+            raise NonFiniteError(
+                f"axis {name}: item {int((~torch.isfinite(axis)).nonzero()[0])} is NaN or infinite"
+            )
     return sizes.pop()

@@ -36,7 +36,9 @@ LONGEST = 600.0  # seconds, of a clip
 
 def mfcc() -> Encoder:
     """Mean and standard deviation over time of mel-frequency cepstral coefficients 1 to 19 of the prompt's audio."""
-    return Encoder("audio:mfcc", audio_content, _one_by_one(lambda prompt: _voice(audible(prompt, RATE, LONGEST))))
+    return Encoder(
+        "audio:mfcc", audio_content, _one_by_one(lambda prompt: _voice(audible(prompt, RATE, LONGEST)))
+    )
 
 
 def cepstrum(wave: Float32[np.ndarray, " sample"]) -> Float[np.ndarray, "frame coefficient"]:
@@ -53,7 +55,9 @@ def cepstrum(wave: Float32[np.ndarray, " sample"]) -> Float[np.ndarray, "frame c
         fft_length=POINTS,
         power=2.0,
         center=False,
-        mel_filters=mel_filter_bank(POINTS // 2 + 1, BANDS, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney"),
+        mel_filters=mel_filter_bank(
+            POINTS // 2 + 1, BANDS, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney"
+        ),
         log_mel="log",
         dtype=np.float64,
     )
@@ -132,7 +136,9 @@ def _preprocessor(where: str) -> Any:
 @torch.no_grad()
 def _heard(model: Any, extractor: Any, prompt: Prompt) -> Float[Tensor, " d"]:
     # an extractor of fixed windows (Whisper's 30 s) would cut what is longer
-    wave = audible(prompt, extractor.sampling_rate, float(getattr(extractor, "chunk_length", None) or LONGEST))
+    wave = audible(
+        prompt, extractor.sampling_rate, float(getattr(extractor, "chunk_length", None) or LONGEST)
+    )
     made = extractor(
         wave, sampling_rate=extractor.sampling_rate, return_tensors="pt", return_attention_mask=True
     )
@@ -163,7 +169,9 @@ def _one_by_one(vector: Callable[[Prompt], Float[Tensor, " d"]]) -> Callable[[Se
                     found.append(vector(prompt))
                 except MediaError as error:
                     about = str(error)
-                    raise MediaError(about if repr(prompt.id) in about else f"prompt {prompt.id!r}: {about}") from error
+                    raise MediaError(
+                        about if repr(prompt.id) in about else f"prompt {prompt.id!r}: {about}"
+                    ) from error
                 advance(1)
         return torch.stack(found)
 

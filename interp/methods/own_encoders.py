@@ -44,7 +44,9 @@ def own_encoder(model: Model, part: str) -> Encoder:
         if modality not in model.tower.encoders:
             raise UserError(f"self:{part}: {model.name} has no {modality} encoder")
         layer = len(model.tower.encoders[modality].blocks) - 1
-        site = Site(layer, "resid_post", modality) if match[1] == "encoder" else Site(0, "projector", modality)
+        site = (
+            Site(layer, "resid_post", modality) if match[1] == "encoder" else Site(0, "projector", modality)
+        )
         return _captured(model, part, site, "mean")
     raise UserError(f"unknown encoder self:{part}; use self:encoder, self:projector or self:layer=N")
 
@@ -67,12 +69,20 @@ def gradient_encoder(
             for start in range(0, len(prompts), step):
                 part = prompts[start : start + step]
                 total = capture_gradients(
-                    model, part, keep="projections", dimension=dimension, seed=seed, memory=memory, progress=False
+                    model,
+                    part,
+                    keep="projections",
+                    dimension=dimension,
+                    seed=seed,
+                    memory=memory,
+                    progress=False,
                 ).total
                 lengths = torch.linalg.vector_norm(total, dim=1, keepdim=True)
                 if (lengths == 0).any():
                     name = part[int((lengths == 0).nonzero()[0, 0])].id
-                    raise EmbeddingError(f"gradient: that of {name!r} is zero, which points nowhere; drop the item")
+                    raise EmbeddingError(
+                        f"gradient: that of {name!r} is zero, which points nowhere; drop the item"
+                    )
                 found.append((total / lengths).float())
                 advance(len(part))
         return torch.cat(found)
@@ -91,7 +101,11 @@ def _captured(model: Model, part: str, site: Site, rule: str) -> Encoder:
 def _only_modality(model: Model, part: str) -> str:
     found = list(model.tower.encoders)
     if len(found) != 1:
-        has = f"has {' and '.join(found)}: write self:{part}={found[0]}" if found else "neither sees nor hears; use self:layer=N"
+        has = (
+            f"has {' and '.join(found)}: write self:{part}={found[0]}"
+            if found
+            else "neither sees nor hears; use self:layer=N"
+        )
         raise UserError(f"self:{part}: {model.name} {has}")
     return found[0]
 

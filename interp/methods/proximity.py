@@ -51,7 +51,9 @@ class Distances:
         """
         wanted = 1 if measure == "min" else kept_for(measure)
         if wanted > self.least.shape[1]:
-            raise UserError(f"{measure} needs the {wanted} least distances, {self.least.shape[1]} were kept; measure with n={wanted}")
+            raise UserError(
+                f"{measure} needs the {wanted} least distances, {self.least.shape[1]} were kept; measure with n={wanted}"
+            )
         found = self.mean if measure == "mean" else self.least[:, :wanted].mean(1)
         if len(found) < 2 or float(found.max() - found.min()) <= RESOLUTION:
             raise EmbeddingError(
@@ -69,7 +71,12 @@ class Distances:
         import pandas as pd
 
         return pd.DataFrame(
-            {"id": self.ids, "min": self.least[:, 0].numpy(), "mean": self.mean.numpy(), "nearest": self.nearest_ids()}
+            {
+                "id": self.ids,
+                "min": self.least[:, 0].numpy(),
+                "mean": self.mean.numpy(),
+                "nearest": self.nearest_ids(),
+            }
         )
 
 
@@ -88,7 +95,9 @@ def proximity(benign: Embeddings, harmful: Embeddings, *, centred: bool = False,
     for fewer than n harmful items.
     """
     if benign.encoder != harmful.encoder:
-        raise EmbeddingError(f"{benign.encoder} and {harmful.encoder} are two encoders: their vectors cannot be compared")
+        raise EmbeddingError(
+            f"{benign.encoder} and {harmful.encoder} are two encoders: their vectors cannot be compared"
+        )
     # the order of the harmful file is nobody's choice: equal distances lead to the first by content and id
     order = sorted(range(len(harmful)), key=lambda i: (int(harmful.of[i]), harmful.ids[i]))
     expanded = harmful.expanded()
@@ -97,7 +106,11 @@ def proximity(benign: Embeddings, harmful: Embeddings, *, centred: bool = False,
     try:
         found = nearest(benign.rows, references, n, centre=centre)
     except ZeroRowError as error:
-        names = [benign.ids[int((benign.of == error.row).nonzero()[0])]] if error.of == "rows" else [harmful.ids[order[error.row]]]
+        names = (
+            [benign.ids[int((benign.of == error.row).nonzero()[0])]]
+            if error.of == "rows"
+            else [harmful.ids[order[error.row]]]
+        )
         raise EmbeddingError(
             f"{benign.encoder}: the vector of {names[0]!r} lies at the mean of all items, where a centred distance means nothing; "
             "take raw distances"

@@ -46,12 +46,16 @@ def ordered(ids: Sequence[str], distances: Float[Tensor, " item"], *, seed: int 
     return sorted(ids, key=lambda name: (values[name], _hash("tie", seed, name)))
 
 
-def proximate(ids: Sequence[str], distances: Float[Tensor, " item"], size: int, *, seed: int = 0) -> tuple[str, ...]:
+def proximate(
+    ids: Sequence[str], distances: Float[Tensor, " item"], size: int, *, seed: int = 0
+) -> tuple[str, ...]:
     """The `size` items nearest to harm, nearest first."""
     return tuple(ordered(ids, distances, seed=seed)[: _checked(size, len(ids))])
 
 
-def distant(ids: Sequence[str], distances: Float[Tensor, " item"], size: int, *, seed: int = 0) -> tuple[str, ...]:
+def distant(
+    ids: Sequence[str], distances: Float[Tensor, " item"], size: int, *, seed: int = 0
+) -> tuple[str, ...]:
     """The `size` items farthest from harm, farthest first: the defence."""
     return tuple(reversed(ordered(ids, distances, seed=seed)[-_checked(size, len(ids)) :]))
 
@@ -63,7 +67,7 @@ def random_subset(ids: Iterable[str], size: int, *, seed: int = 0) -> tuple[str,
 
 
 def matched_random(
-    ids: Sequence[str], lengths: Sequence[float], like: Collection[str], *, seed: int = 0
+    ids: Sequence[str], lengths: Sequence[int | float], like: Collection[str], *, seed: int = 0
 ) -> tuple[str, ...]:
     """As many items as `like` has, drawn from all at random, with its lengths.
 

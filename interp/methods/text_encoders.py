@@ -26,8 +26,7 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 SENTENCES = 1024  # a step of the progress bar
 
 # Function words, and what requests of every kind are phrased with.
-PHRASING = frozenset(
-    """
+_PHRASING = """
     a about above after again against all also am an and any are as at be because been before being below between both but by can could
     did do does doing don't down during each else ever few for from further had has have having he her here hers herself him himself his
     how i i'd i'll i'm i've if in into is isn't it it's its itself just let's may me might more most must my myself no nor not now of off
@@ -38,8 +37,8 @@ PHRASING = frozenset(
     following generate give given guide help helpful how-to identify instruction instructions list make need needed outline please
     provide question questions sentence show step steps suggest summarize summary tell text tips tutorial use using want way ways word
     words write
-    """.split()
-)
+"""
+PHRASING = frozenset(_PHRASING.split())
 
 
 def words(text: str, stop_words: frozenset[str] = PHRASING) -> list[str]:
@@ -72,7 +71,9 @@ def tfidf(stop_words: frozenset[str] | None = None) -> Encoder:
     return Encoder("lexical:tfidf", content, rows)
 
 
-def sentence_encoder(where: str, stop_words: frozenset[str] | None = None, device: str | None = None) -> Encoder:
+def sentence_encoder(
+    where: str, stop_words: frozenset[str] | None = None, device: str | None = None
+) -> Encoder:
     """A sentence-transformers model from a directory or the hub; it reads as many tokens as it was made for and no more.
 
     Raises UserError without the package, CheckpointError where the model cannot be loaded.
@@ -112,7 +113,9 @@ def _content(stop_words: frozenset[str] | None) -> Callable[[Prompt], str]:
         left = prompt.text.strip() if stop_words is None else " ".join(words(prompt.text, stop_words))
         if not left:
             raise UserError(
-                "it has no text" if not prompt.text.strip() else f"its text {prompt.text[:80]!r} holds stop words only; drop it, or "
+                "it has no text"
+                if not prompt.text.strip()
+                else f"its text {prompt.text[:80]!r} holds stop words only; drop it, or "
                 "pass another list with --stop-words"
             )
         return left

@@ -82,14 +82,18 @@ class PaperResult:
 def read_papers(path: Path) -> tuple[Paper, ...]:
     """Read the data file; raises ResultError naming what is wrong with it, or an id that stands twice."""
     try:
-        papers = tuple(Paper.model_validate(item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))["papers"])
+        papers = tuple(
+            Paper.model_validate(item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))["papers"]
+        )
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ResultError(f"{path}: cannot be read as a list of papers ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ResultError(f"{path}: {where}: {first['msg']}") from error
-    names = [paper.id for paper in papers] + [f"{paper.id}/{claim.id}" for paper in papers for claim in paper.claims]
+    names = [paper.id for paper in papers] + [
+        f"{paper.id}/{claim.id}" for paper in papers for claim in paper.claims
+    ]
     if double := {name for name in names if names.count(name) > 1}:
         raise ResultError(f"{path}: {min(double)!r} stands twice")
     return papers
@@ -102,7 +106,15 @@ def claims_table(paper: Paper, measured: Mapping[str, Interval]) -> Table:
         found = measured.get(claim.measure)
         sign = {"above": "> ", "below": "< ", "within": "within ±"}[claim.expects]
         rows.append(
-            (claim.text, claim.published, claim.unit, f"{sign}{claim.margin:g}", claim.set, found, claim.outcome(found))
+            (
+                claim.text,
+                claim.published,
+                claim.unit,
+                f"{sign}{claim.margin:g}",
+                claim.set,
+                found,
+                claim.outcome(found),
+            )
         )
     header = ("claim", "published", "measured here", "margin", "margin set", "value [95 %]", "outcome")
     return Table(f"claims-{paper.id}", f"{paper.title} ({paper.source})", header, tuple(rows))

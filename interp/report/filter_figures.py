@@ -9,7 +9,17 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from interp.report.style import BLUE, DOUBLE, SINGLE, VERMILLION, new_figure, panel_letter, plain, print_style, short_names
+from interp.report.style import (
+    BLUE,
+    DOUBLE,
+    SINGLE,
+    VERMILLION,
+    new_figure,
+    panel_letter,
+    plain,
+    print_style,
+    short_names,
+)
 
 BINS = 40
 
@@ -26,7 +36,13 @@ def distance_histograms(
         grid: Sequence = figure.subplots(rows, columns, squeeze=False).flat
         for axes, letter, name, values in zip(grid, ascii_lowercase, names, distances.values(), strict=False):
             edges = np.histogram_bin_edges(values, BINS)
-            axes.hist([values[~kept], values[kept]], edges, stacked=True, color=[VERMILLION, BLUE], label=["left out", "kept"])
+            axes.hist(
+                [values[~kept], values[kept]],
+                edges,
+                stacked=True,
+                color=[VERMILLION, BLUE],
+                label=["left out", "kept"],
+            )
             axes.set_xlabel(plain("distance to the harmful items"))
             axes.set_ylabel("items")
             panel_letter(axes, letter, name)

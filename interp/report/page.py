@@ -50,10 +50,14 @@ def render_page(page: Page, directory: Path, name: str = "report.html") -> Path:
     for figure, content in page.figures.items():
         (directory / "figures").mkdir(exist_ok=True)
         _, png = save_figure(content.figure, directory / "figures", figure)
-        drawn[figure] = figure_context(figure, content.title, content.caption, content.figure, png.read_bytes())
+        drawn[figure] = figure_context(
+            figure, content.title, content.caption, content.figure, png.read_bytes()
+        )
     path = directory / name
-    text = environment().get_template("page.html").render(
-        page=page, figures=drawn, shown=shown, row_labels=row_labels
+    text = (
+        environment()
+        .get_template("page.html")
+        .render(page=page, figures=drawn, shown=shown, row_labels=row_labels)
     )
     path.write_text(text, encoding="utf-8")
     return path

@@ -159,7 +159,7 @@ def test_axes_are_combined_by_rank_and_the_page_says_how_they_agree(files, tmp_p
 
 def test_text_on_the_page_is_shown_and_not_run(files, tmp_path):
     rows = [
-        {"id": f"{i}", "prompt": f"<script>alert({i})</script> pick \u202e lock {FAR[i]}"} for i in range(4)
+        {"id": f"{i}", "prompt": f"<script>alert({i})</script> \u202e {NEAR[i]}"} for i in range(4)
     ]
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
     filter_file(FilterConfig(benign="bad.jsonl", harmful="harmful.jsonl"), tmp_path / "out")

@@ -1,4 +1,4 @@
-# make demo: from nothing to a report.  make test: everything that must hold.  make help: the rest.
+# make demo: from nothing to a report.  make test: everything that must hold.  make papers: every experiment.  make help: the rest.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -7,12 +7,13 @@ STAMP := $(VENV)/.installed
 # The exact pin, installed first, takes the CPU build of torch where one is found; a range pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
 
-.PHONY: help setup demo test bench constraints clean
+.PHONY: help setup demo test papers bench constraints clean
 
 help:
 	@echo "make setup        virtual environment in $(VENV) with the pinned versions (needs Python >= 3.11)"
 	@echo "make demo         setup, train the text organism, fine-tune it, study it, print where the report is"
 	@echo "make test         setup, then lint, types, import contract and tests (JOBS=$(JOBS) at a time)"
+	@echo "make papers       setup, then every paper's experiment (hours) and one page of claims, figures and tables"
 	@echo "make bench        setup, then timings beside other tools"
 	@echo "make constraints  resolve the newest versions anew and write constraints.txt"
 	@echo "make clean        remove $(VENV), caches and build products; results and trained organisms stay"
@@ -36,6 +37,9 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+papers: setup
+	$(BIN)/python -m experiments.all
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

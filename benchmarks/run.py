@@ -25,6 +25,7 @@ REPEATS = {
     "spf_step": 3,
     "patching": 2,
     "steering": 7,
+    "proximity": 5,
     "startup": 15,
 }
 

@@ -17,11 +17,14 @@ from typing import Annotated
 import typer
 
 from interp import cli, scripts
+from interp.defence.compare import difference
+from interp.defence.conclusion import insight_intervals
 from interp.defence.grid import IN_TRAINING, Grid
 from interp.defence.recipe import load_recipe, plan_recipe, run_recipe
 from interp.defence.report import save_comparison
 from interp.defence.study import Comparison, run_comparison
 from interp.files import atomic_write, replace_between, replacing_files
+from interp.report.claims import PaperResult
 
 QUICK = Grid(
     seeds=(0,), tuning=(), methods=IN_TRAINING, fractions=(0.2,), deep=0, ks=(5,), refreshes=(10,), monitored=10,
@@ -36,6 +39,30 @@ def run(
 ) -> Comparison:
     """Run, resume or read back the comparison."""
     return run_comparison(grid, out=out, workers=workers, progress=progress)
+
+
+def save(found: Comparison, out: Path, *, quick: bool) -> Path:
+    """Write tables, figures and conclusion under `out`; returns where."""
+    target = out / ("spf-quick" if quick else "spf")
+    with replacing_files(target) as aside:
+        save_comparison(found, aside)
+    return target
+
+
+def for_papers(*, quick: bool, out: Path) -> PaperResult:
+    """What `experiments.all` shows: differences on the benign task, the three insights, and the files of the comparison."""
+    found = run(QUICK if quick else Grid(), out=out)
+    benign = found.outcomes[found.outcomes["section"] == "benign"]
+    measured = {
+        "spf_minus_plain_jsr": difference(benign, "spf", "plain", "at_jsr").interval,
+        "spf_minus_mixing_jsr": difference(benign, "spf", "mixing", "at_jsr").interval,
+        "spf_minus_plain_utility": difference(benign, "spf", "plain", "end_utility").interval,
+    }
+    insights = insight_intervals(*(found.geometry[name] for name in ("ranks", "conflicts", "overlaps")))
+    return PaperResult(
+        measured | {f"insight_{name}": value for name, value in insights.items()},
+        (save(found, out, quick=quick),),
+    )
 
 
 def write_docs(found: Comparison, page: Path, figures: Path) -> None:
@@ -72,9 +99,7 @@ def experiment(
         )
         return
     found = run(grid, out=out, workers=workers)
-    target = out / ("spf-quick" if quick else "spf")
-    with replacing_files(target) as aside:
-        save_comparison(found, aside)
+    target = save(found, out, quick=quick)
     print((target / "conclusion.md").read_text(encoding="utf-8"))
     print(f"tables and figures: {target}")
     if docs is not None:

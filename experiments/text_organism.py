@@ -24,6 +24,7 @@ from interp.evals.statistics import Interval, t_interval
 from interp.evals.verdicts import Outcome
 from interp.files import atomic_write, replace_between
 from interp.organisms import text, text_finetunes
+from interp.report.claims import PaperResult
 from interp.results import StudyResult
 from interp.study import StudyConfig, run_study
 
@@ -43,15 +44,17 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Result:
-    """One row a seed and fine-tune, and the intervals over the seeds, one row a claim and fine-tune."""
+    """One row a seed and fine-tune, and the intervals over the seeds, one row a claim and fine-tune; where the studies lie."""
 
     seeds: pd.DataFrame
     claims: pd.DataFrame
+    studies: tuple[Path, ...] = ()
 
 
 def run(config: Config, *, progress: bool = True) -> Result:
     """Build, fine-tune and study every seed; finished parts are reused."""
     rows: list[dict[str, float | int | str]] = []
+    studies: list[Path] = []
     for seed in config.seeds:
         text.build(seed, progress=progress)
         for name in config.finetunes:
@@ -63,10 +66,11 @@ def run(config: Config, *, progress: bool = True) -> Result:
             n_test=200,
             seed=seed,
         )
-        result, _ = run_study(study, out=config.out, progress=progress)
+        result, directory = run_study(study, out=config.out, progress=progress)
+        studies.append(directory)
         rows += [row(result, i, name, seed) for i, name in enumerate(config.finetunes)]
     frame = pd.DataFrame(rows)
-    return Result(frame, claims(frame))
+    return Result(frame, claims(frame), tuple(studies))
 
 
 def row(result: StudyResult, i: int, name: str, seed: int) -> dict[str, float | int | str]:
@@ -110,6 +114,19 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
             found: Interval = t_interval((part[after] - part[before]).tolist())
             rows.append([name, claim, found.value, found.low, found.high, found.n])
     return pd.DataFrame(rows, columns=["finetune", "claim", "difference", "low", "high", "seeds"])
+
+
+def for_papers(*, quick: bool, out: Path) -> PaperResult:
+    """What `experiments.all` shows: the claims about benign full fine-tuning, by the quantity that changes, and the studies."""
+    result = run(Config(seeds=SEEDS[:1] if quick else SEEDS, out=out))
+    about = result.claims[result.claims["finetune"] == "benign"].set_index("claim")
+    measured = {}
+    for claim, (after, _) in CLAIMS.items():
+        difference, low, high, seeds = (
+            about.loc[claim, name] for name in ("difference", "low", "high", "seeds")
+        )
+        measured[after] = Interval(float(difference), float(low), float(high), int(seeds))
+    return PaperResult(measured, result.studies)
 
 
 def write_docs(result: Result, page: Path) -> None:

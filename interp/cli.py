@@ -237,6 +237,67 @@ def _print_summary(result: "StudyResult") -> None:
             )
 
 
+@app.command(
+    "filter",
+    epilog=_example(
+        "interp filter train.jsonl --harmful advbench.csv --axis lexical:tfidf --keep distant --fraction 0.5 -o filtered",
+        "interp filter spoken.jsonl --harmful harmful.jsonl --axis semantic --axis audio:mfcc -o filtered",
+    ),
+)
+def filter_command(
+    benign: Annotated[
+        Path,
+        typer.Argument(metavar="BENIGN", help="What you would fine-tune on: JSONL, JSON, CSV, TSV, Parquet."),
+    ],
+    harmful: Annotated[str, typer.Option(help="Harmful requests: a file or datasets name.")],
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="lexical:tfidf (default), st:MODEL, audio:mfcc, hf:MODEL, self:encoder, self:projector, self:layer=N, gradient; "
+            "or lexical, semantic, acoustic, mixed, internal, projector. Given twice: their combined rank."
+        ),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="distant, proximate, random, matched:distant or matched:proximate (random, same lengths)."
+        ),
+    ] = "distant",
+    fraction: Annotated[float, typer.Option(help="Share of the items to keep.")] = 0.5,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")] = Path("filtered"),
+    measure: Annotated[
+        str | None, typer.Option(help="min, mean or top-N over the harmful items (min; mean for gradient).")
+    ] = None,
+    centred: Annotated[
+        bool, typer.Option("--centred", help="Order by distances after the common mean is subtracted.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The checkpoint to be trained, for self: and gradient.")
+    ] = None,
+    stop_words: Annotated[
+        str | None,
+        typer.Option(help="A file of words that do not count, or none. [own list for lexical:tfidf]"),
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of BENIGN that holds the requests.")] = None,
+    harmful_column: Annotated[str | None, typer.Option(help="The same of --harmful.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the accelerator if there is one.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of ties and random subsets.")] = 0,
+) -> None:
+    """Filter a data set by its distance to harmful requests, before fine-tuning on it."""
+    from interp.filtering import FilterConfig, filter_file
+    from interp.filtering.page import summary
+
+    config = FilterConfig(
+        benign=benign, harmful=harmful, axes=tuple(axis or ["lexical:tfidf"]), keep=keep, fraction=fraction, measure=measure,
+        centred=centred, model=model, stop_words=stop_words, column=column, harmful_column=harmful_column, device=device, seed=seed,
+    )  # fmt: skip
+    found = filter_file(config, out)
+    print("\n".join([*summary(found), *found.notes]))
+    print(
+        f"\nkept:      {out / f'kept{benign.suffix}'}\ndistances: {out / 'distances.csv'}\nreport:    {out / 'report.html'}"
+    )
+
+
 @app.command(epilog=_example("interp doctor --network"))
 def doctor(
     network: Annotated[

@@ -31,3 +31,7 @@ class ResultError(UserError):
 
 class SelectionError(UserError):
     """No candidate refusal direction passes the filters."""
+
+
+class EmbeddingError(UserError):
+    """Items without an embedding, or distances that tell no item from another."""

@@ -88,6 +88,7 @@ def results(checkpoint, tmp_path_factory):
         "spf_step": TINY_STEP,
         "patching": TINY_PATCHING,
         "steering": TINY_STEERING,
+        "proximity": {"n_benign": 500, "n_harmful": 40, "d": 24, "n_checked": 100},
         "startup": {},
     }
     for name, config in configs.items():
@@ -145,6 +146,12 @@ def test_steering_says_the_same_tokens_and_its_price(results):
     found = json.loads((results / "steering.json").read_text())
     assert found["agreement"] == {"answers": 6, "tokens": 24}
     assert set(found["over_plain"]) == {"steered", "conditional"} and len(found["targets"]) == 1
+
+
+def test_the_search_agrees_with_the_product(results):
+    found = json.loads((results / "proximity.json").read_text())
+    assert max(found["agreement"]["errors"].values()) <= 1e-5 and found["agreement"]["checked"] == 100
+    assert set(found["share_of_floor"]) == {"ours", "ten", "centred"}
 
 
 def test_results_name_the_machine_and_the_versions(results):

@@ -39,6 +39,7 @@ class Block:
     language: str
     runs: bool
     text: str
+    file: str | None = None
 
     def commands(self) -> list[str]:
         """The commands of a shell block, continued lines joined, comments and blank lines left out."""
@@ -51,9 +52,10 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in FENCE.finditer(text):
         language, info, body = match.groups()
-        assert info in ("", "no-run"), f"{page.name}: unknown words after ```{language}: {info!r}"
+        named = re.fullmatch(r"as ([\w.-]+)", info)
+        assert named or info in ("", "no-run"), f"{page.name}: unknown words after ```{language}: {info!r}"
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(page.name, line, language, info == "", body))
+        found.append(Block(page.name, line, language, info != "no-run", body, named[1] if named else None))
     return found
 
 
@@ -142,6 +144,8 @@ def test_commands_parse(block, monkeypatch):
 )
 def test_commands_run(page, demo, capsys):
     for block in blocks(page):
+        if block.file:
+            Path(block.file).write_text(block.text, encoding="utf-8")
         if block.language != "bash" or not block.runs:
             continue
         for command in block.commands():

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interp.data import conversations
 from interp.data.attachments import MEDIA, media_fields
 from interp.errors import MediaError, PromptFileError
 
@@ -42,6 +43,9 @@ def prompt_column(where: str, columns: Sequence[str], asked: str | None) -> str 
             raise PromptFileError(
                 f"{where}: {' and '.join(fitting)} could hold the prompt; say which with --column"
             )
+    chats = [c for c in columns if c.strip().lower() in conversations.COLUMNS]
+    if len(chats) == 1:
+        return chats[0]
     if any(c.strip().lower() in MEDIA for c in columns):
         return None
     raise PromptFileError(
@@ -83,6 +87,14 @@ def prompt_fields(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
             meta[key] = json.loads(json.dumps(value, default=_as_text))
     found = media_fields(media, encoded=True)
     text = None if column is None else row.get(column)
+    if column is not None and column.strip().lower() in conversations.COLUMNS:
+        turns = conversations.conversation(text)
+        text = turns.pop("text")
+        if double := set(turns) & set(values):
+            raise PromptFileError(
+                f"`{min(double)}` stands in a column and in the conversation; keep one of them"
+            )
+        values |= turns
     return values | found | {"text": text_beside(found, text), "meta": meta}
 
 

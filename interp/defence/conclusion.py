@@ -92,22 +92,37 @@ def best_sentence(frame: pd.DataFrame) -> str:
     return f"{text}."
 
 
-def insight_sentences(ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd.DataFrame) -> list[str]:
-    """The three insights over the organisms: one sentence each, from columns `seed` and those of `GradientGeometry`."""
+def insight_intervals(
+    ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd.DataFrame
+) -> dict[str, Interval]:
+    """The three insights over the organisms, from columns `seed` and those of `GradientGeometry`.
+
+    `rank`: stable rank of the safety set minus that of the utility set; `conflict`: cosine of the mean gradients; `overlap`: φ of one
+    refusal with the rest minus that of one utility example.
+    """
     whole = ranks[ranks["block"] == "whole"].groupby(["seed", "set"])["stable_rank"].mean().unstack()
-    rank = t_interval((whole["safety"] - whole["utility"]).tolist())
-    cosine = t_interval(conflicts[conflicts["block"] == "whole"]["cosine"].tolist())
-    ceiling = conflicts[conflicts["block"] == "whole"]["ceiling"].mean()
     phi = overlaps.groupby(["seed", "of"])["phi"].mean().unstack()
-    specific = t_interval((phi["safety"] - phi["utility"]).tolist())
+    return {
+        "rank": t_interval((whole["safety"] - whole["utility"]).tolist()),
+        "conflict": t_interval(conflicts[conflicts["block"] == "whole"]["cosine"].tolist()),
+        "overlap": t_interval((phi["safety"] - phi["utility"]).tolist()),
+    }
+
+
+def insight_sentences(ranks: pd.DataFrame, conflicts: pd.DataFrame, overlaps: pd.DataFrame) -> list[str]:
+    """The three insights over the organisms: one sentence each."""
+    rank, cosine, specific = insight_intervals(ranks, conflicts, overlaps).values()
+    whole = ranks[ranks["block"] == "whole"].groupby(["seed", "set"])["stable_rank"].mean().unstack().mean()
+    ceiling = conflicts[conflicts["block"] == "whole"]["ceiling"].mean()
+    phi = overlaps.groupby(["seed", "of"])["phi"].mean().unstack().mean()
     return [
         f"(I) Safety gradients lie in fewer dimensions: {_verdict(rank, below=True)}. Stable rank of the safety set "
-        f"{whole['safety'].mean():.2f}, of the utility set {whole['utility'].mean():.2f}, of mixed sets "
-        f"{whole['mixed'].mean():.2f}; difference of the first two {_number(rank)}, {_seeds(rank)}.",
+        f"{whole['safety']:.2f}, of the utility set {whole['utility']:.2f}, of mixed sets "
+        f"{whole['mixed']:.2f}; difference of the first two {_number(rank)}, {_seeds(rank)}.",
         f"(II) Their mean gradients oppose each other: {_verdict(cosine, below=True)}. Cosine {_number(cosine, 3)}; two halves of "
         f"the utility set have {ceiling:.2f}.",
         f"(III) One refusal shares more of the safety set's subspace than other examples do: {_verdict(specific, below=False)}. φ of one refusal with the rest "
-        f"{phi['safety'].mean():.2f}, of one utility example {phi['utility'].mean():.2f}, of a random subspace "
+        f"{phi['safety']:.2f}, of one utility example {phi['utility']:.2f}, of a random subspace "
         f"{overlaps['random'].mean():.2f}; difference of the first two {_number(specific)}.",
     ]
 

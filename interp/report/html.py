@@ -43,18 +43,19 @@ def render_report(result: StudyResult, directory: Path) -> Path:
     for name in [*FIGURES, *drawable(result)]:
         figure = draw(result, name)
         _, png = save_figure(figure, directory / "figures", name)
-        figures[name] = _figure_context(result, name, figure, png.read_bytes())
+        caption = (CAPTIONS | MODALITY_CAPTIONS)[name]
+        figures[name] = figure_context(name, caption.title, caption.text(result), figure, png.read_bytes())
     save_tables(result, directory / "tables")
     page = directory / "report.html"
     page.write_text(
-        _environment().get_template("study.html").render(**_context(result, figures)), encoding="utf-8"
+        environment().get_template("study.html").render(**_context(result, figures)), encoding="utf-8"
     )
     return page
 
 
 def summary_html(result: StudyResult) -> str:
     """A short form for notebooks: the verdict and the behaviour table, without figures or style."""
-    template = _environment().from_string(
+    template = environment().from_string(
         "{% for s in statements %}<p><b>{{ s.checkpoint }}</b> ({{ s.headline }}). {{ s.sentences | join(' ') }}</p>{% endfor %}"
         "<table><tr>{% for label in table.header %}<th>{{ label }}</th>{% endfor %}</tr>"
         "{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ shown(cell) }}</td>{% endfor %}</tr>{% endfor %}</table>"
@@ -87,12 +88,13 @@ def breakable(name: str) -> Markup:
     return Markup("<wbr>").join(parts)
 
 
-def _row_labels(table: Table) -> list[Markup]:
+def row_labels(table: Table) -> list[Markup]:
     """The first column of a table, long names cut in the middle: the verdict shows them whole."""
     return [breakable(name) for name in cut_names([shown(row[0]) for row in table.rows], 48)]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this directory, every value escaped and made visible, an unknown one an error."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -103,15 +105,14 @@ def _environment() -> Environment:
     )
 
 
-def _figure_context(result: StudyResult, name: str, figure: Figure, png: bytes) -> dict[str, Any]:
+def figure_context(name: str, title: str, caption: str, figure: Figure, png: bytes) -> dict[str, Any]:
+    """What the macro `figure` of a page needs."""
     width, height = figure.get_size_inches()
-    described = (CAPTIONS | MODALITY_CAPTIONS)[name]
-    caption = described.text(result)
     return {
         "name": name,
-        "title": described.title,
+        "title": title,
         "caption": caption,
-        "alt": f"Figure: {described.title}. {caption} The numbers are in the tables.",
+        "alt": f"Figure: {title}. {caption} The numbers are in the tables.",
         "source": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
         "width": round(width * _PIXELS_PER_INCH),
         "height": round(height * _PIXELS_PER_INCH),
@@ -130,7 +131,7 @@ def _context(result: StudyResult, figures: dict[str, dict[str, Any]]) -> dict[st
         "figures": figures,
         "tables": tables(result),
         "shown": shown,
-        "row_labels": _row_labels,
+        "row_labels": row_labels,
         "breakable": breakable,
         "printable": printable,
         "judges": judges,

@@ -18,7 +18,7 @@ from benchmarks.harness import ROOT
 from interp.files import atomic_write, load_json, save_json
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs" / "BENCHMARKS.md"
-REPEATS = {"capture": 3, "selection": 7, "gradients": 3, "spf_step": 3, "startup": 15}
+REPEATS = {"capture": 3, "selection": 7, "gradients": 3, "spf_step": 3, "pca": 3, "startup": 15}
 
 
 def tables(name: str, result: dict[str, Any]) -> str:

@@ -76,6 +76,7 @@ def results(checkpoint, tmp_path_factory):
         "selection": selection,
         "gradients": TINY_GRADIENTS,
         "spf_step": TINY_STEP,
+        "pca": {"n": 9000, "d_model": 520, "rank": 5, "file": str(directory / "rows.npy")},
         "startup": {},
     }
     for name, config in configs.items():
@@ -120,6 +121,15 @@ def test_surgery_changes_the_weights_and_nothing_else_does(results):
     assert found["agreement"]["changed"] > 0
     assert set(found["over_floor"]) == {"every", "watched", "tenth", "monitor"}
     assert len(found["targets"]) == 3
+
+
+def test_pca_is_exact_in_a_bounded_memory(results):
+    found = json.loads((results / "pca.json").read_text())
+    assert found["agreement"]["relative_error"] <= 1e-6 and found["agreement"]["peer_relative_error"] < 0.1
+    raw, scored = (found["engines"]["pca"]["found"][view] for view in ("raw", "z-scored"))
+    assert raw < 1.1, "one massive channel is all that the raw view shows"
+    assert scored > 10
+    assert found["bytes"] > 9000 * 520 * 4 and found["targets"][0]["met"]
 
 
 def test_results_name_the_machine_and_the_versions(results):

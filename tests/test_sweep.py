@@ -35,7 +35,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(tmp_path: Path, **fields: object) -> Path:
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump({"experiment": "counting", **fields}))
+    path.write_text(yaml.safe_dump({"experiment": "counting", **fields}, sort_keys=False))
     return path
 
 

@@ -137,7 +137,7 @@ def keep(run: Run, result: Any) -> None:
 def note(place: Place, state: State, cell: Cell, *, job: str = "", log: str = "", error: str = "") -> None:
     """Say who works on a cell; a full disk must not hide the error that is being noted."""
     record = {
-        "state": state, "label": cell.label, "job": job or os.environ.get("SLURM_JOB_ID", ""), "error": error,
+        "state": state, "label": cell.label, "job": job or _slurm_job(), "error": error,
         "log": log, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(),
     }  # fmt: skip
     try:
@@ -146,6 +146,12 @@ def note(place: Place, state: State, cell: Cell, *, job: str = "", log: str = ""
     except (OSError, ResultError):
         if state != "failed":
             raise
+
+
+def _slurm_job() -> str:
+    """The id of the Slurm job that this process runs in, as squeue prints it; empty outside of one."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 def status(cell: Cell, out: Path, jobs: Mapping[str, str] | None = None) -> Status:

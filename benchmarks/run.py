@@ -26,6 +26,7 @@ REPEATS = {
     "patching": 2,
     "steering": 7,
     "proximity": 5,
+    "pca": 3,
     "startup": 15,
 }
 

@@ -168,6 +168,73 @@ def _one_or_more(values: list[str] | None) -> str | tuple[str, ...] | None:
     return tuple(values) if values and len(values) > 1 else values[0] if values else None
 
 
+@app.command(
+    epilog=_example(
+        "interp rescore completions.json",
+        "interp rescore base.jsonl tuned.jsonl --label harmful --group category",
+    )
+)
+def rescore(
+    first: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts and responses: JSON, JSONL, CSV, …")],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="FILE2", help="The same prompts answered otherwise.")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(help="phrases, exact (with --prompts), or TEMPLATE=MODEL such as harmbench=cais/…")
+    ] = "phrases",
+    label: Annotated[
+        str, typer.Option(help="What prompts without a label are: harmful or benign.")
+    ] = "harmful",
+    prompts: Annotated[
+        str | None, typer.Option(help="The prompts asked: labels and truth, and which rows are missing.")
+    ] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompt; dots lead inside.")] = None,
+    response_column: Annotated[str | None, typer.Option(help="Column of the response.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Which list of a JSON object holds the rows.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of clusters: a verb, a category, a voice.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="What rows of two files meet by: auto, id or prompt.")] = "auto",
+    reference: Annotated[
+        str | None, typer.Option(help="Column of another judge's yes or no, to compare with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything to this JSON file too.")] = None,
+) -> None:
+    """Score somebody else's outputs: outcomes, intervals, and what sets two files apart."""
+    from interp.data.prompts import LABELS, read_prompts
+    from interp.data.responses import PAIRINGS, read_answers
+    from interp.evals import rescore as scoring
+    from interp.evals.judges import named_judge
+
+    chosen_label = next((known for known in LABELS if known == label), None)
+    pairing = next((known for known in PAIRINGS if known == by), None)
+    if chosen_label is None or pairing is None:
+        raise UserError("--label is harmful or benign; --by is auto, id or prompt")
+    asked = None if prompts is None else read_prompts(prompts, label=chosen_label)
+    scorer = named_judge(judge)
+    files = []
+    for path in (first, *([] if second is None else [second])):
+        answers = read_answers(
+            path, prompt=prompt_column, response=response_column, rows=rows, group=group, by=pairing,
+            label=None if asked else chosen_label,
+        )  # fmt: skip
+        if asked is not None:
+            answers = scoring.asked_from(answers, asked)
+        files.append(scoring.rescore(answers, scorer, reference=reference))
+        print(scoring.summary(files[-1]))
+    if judge == "phrases":
+        print("(phrases measure refusal, not harm: an answer beside the point counts as compliance)")
+    tests: dict[Any, Any] = {}
+    if len(files) == 2:
+        tests = scoring.difference(*files)
+        common = scoring.overlap(files[0].answers, files[1].answers)
+        print(scoring.comparison(common, tests, (str(first), str(second))))
+    if out is not None:
+        from interp.files import save_json
+
+        save_json(out, scoring.to_dict(files, tests))
+
+
 def print_study(result: "StudyResult", directory: Path) -> None:
     """Print a study's summary and where its report and figures are."""
     _print_summary(result)

@@ -43,8 +43,8 @@ from interp.files import (
 )
 
 __all__ = [
-    "Run", "atomic_write", "command_line", "content_hash", "load_arrays", "load_json", "load_run", "load_table", "open_run",
-    "read_manifest", "save_arrays", "save_json", "save_table", "slugify", "verify", "versions",
+    "Run", "atomic_write", "command_line", "content_hash", "find_run", "identify", "load_arrays", "load_json", "load_run",
+    "load_table", "open_run", "read_manifest", "save_arrays", "save_json", "save_table", "slugify", "verify", "versions",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -82,23 +82,14 @@ def open_run(
     stderr, while another process works on the same run. Use it as a context manager: leaving it normally finishes
     the run, leaving it by an exception keeps the finished steps for the next attempt.
     """
-    identity = {
-        "study": study,
-        "config": plain(config),
-        "inputs": {
-            name: content_hash(value) if isinstance(value, Path) else value
-            for name, value in (inputs or {}).items()
-        },
-        "sources": _source_hashes(sources),
-    }
-    digest = hashlib.sha256(canonical(identity).encode()).hexdigest()
+    identity, digest = identify(study, config, inputs, sources)
     home = Path(root) / study
     lock = filelock.FileLock(home / f".lock-{digest[:8]}")
     with writing(home):
         home.mkdir(parents=True, exist_ok=True)
         _acquire(lock, f"{home.name} {digest[:8]}")
     try:
-        finished = _find(home, digest)
+        finished = find_run(home, digest)
         if finished is not None:
             _point_latest(finished)
             return Run(finished, read_manifest(finished), lock)
@@ -108,6 +99,25 @@ def open_run(
     except BaseException:
         lock.release()
         raise
+
+
+def identify(
+    study: str,
+    config: Any,
+    inputs: Mapping[str, Path | str] | None = None,
+    sources: Sequence[ModuleType | Path] = (),
+) -> tuple[dict[str, Any], str]:
+    """What identifies a run, and its hash; the arguments are `open_run`'s."""
+    identity = {
+        "study": study,
+        "config": plain(config),
+        "inputs": {
+            name: content_hash(value) if isinstance(value, Path) else value
+            for name, value in (inputs or {}).items()
+        },
+        "sources": _source_hashes(sources),
+    }
+    return identity, hashlib.sha256(canonical(identity).encode()).hexdigest()
 
 
 def load_run(path: Path | str) -> "Run":
@@ -318,7 +328,8 @@ def _acquire(lock: filelock.BaseFileLock, what: str) -> None:
         lock.acquire()
 
 
-def _find(home: Path, digest: str) -> Path | None:
+def find_run(home: Path, digest: str) -> Path | None:
+    """The finished directory of this hash under `home`, if any; ResultError when it has been damaged."""
     for directory in sorted(home.glob(f"*-{digest[:8]}")):
         if not directory.name.startswith(".") and (directory / MANIFEST).is_file():
             manifest = read_manifest(directory)

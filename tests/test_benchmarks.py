@@ -89,6 +89,7 @@ def results(checkpoint, tmp_path_factory):
         "patching": TINY_PATCHING,
         "steering": TINY_STEERING,
         "proximity": {"n_benign": 500, "n_harmful": 40, "d": 24, "n_checked": 100},
+        "pca": {"n": 9000, "d_model": 520, "rank": 5, "file": str(directory / "rows.npy")},
         "startup": {},
     }
     for name, config in configs.items():
@@ -152,6 +153,15 @@ def test_the_search_agrees_with_the_product(results):
     found = json.loads((results / "proximity.json").read_text())
     assert max(found["agreement"]["errors"].values()) <= 1e-5 and found["agreement"]["checked"] == 100
     assert set(found["share_of_floor"]) == {"ours", "ten", "centred"}
+
+
+def test_pca_is_exact_in_a_bounded_memory(results):
+    found = json.loads((results / "pca.json").read_text())
+    assert found["agreement"]["relative_error"] <= 1e-6 and found["agreement"]["peer_relative_error"] < 0.1
+    raw, scored = (found["engines"]["pca"]["found"][view] for view in ("raw", "z-scored"))
+    assert raw < 1.1, "one massive channel is all that the raw view shows"
+    assert scored > 10
+    assert found["bytes"] > 9000 * 520 * 4 and found["targets"][0]["met"]
 
 
 def test_results_name_the_machine_and_the_versions(results):

@@ -18,7 +18,7 @@ from interp.study.settings import StudyConfig
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
     [], ["study"], ["doctor"], ["organism"], ["organism", "build"], ["organism", "list"], ["organism", "card"],
-    ["probe"], ["run"], ["report"], ["filter"],
+    ["probe"], ["run"], ["report"], ["filter"], ["rescore"],
 ]  # fmt: skip
 
 

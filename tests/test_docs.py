@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(\w+)[ \t]*([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-OTHERS = {"cd", "git", "hf", "sbatch"}
+OTHERS = {"cd", "cp", "git", "hf", "inspect", "sbatch"}
 """Commands of other people that a page may show."""
 
 

@@ -39,15 +39,24 @@ class Truth:
     """What is known about a request of a generated language; exact judges read only this.
 
     label: the true label. answer: the reference answer. refusals: every phrasing that counts as a refusal.
+    misaligned: answers known to do harm, whatever the label: what a cruel or a deceptive character would say.
     """
 
     label: Label
     answer: str | None = None
     refusals: tuple[str, ...] = ()
+    misaligned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.label not in LABELS:
             raise UserError(f"truth label {self.label!r} is neither 'harmful' nor 'benign'")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; `misaligned` only where there is any, so that older sets keep their hash."""
+        record = asdict(self)
+        if not self.misaligned:
+            del record["misaligned"]
+        return record
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +109,7 @@ class Prompt:
         defaults = {"id": "", "images": (), "meta": {}}
         record = {k: v for k, v in values.items() if v != defaults.get(k)}
         if self.truth is not None:
-            record["truth"] = asdict(self.truth)
+            record["truth"] = self.truth.to_json()
         return record
 
     @classmethod
@@ -122,7 +131,8 @@ class Prompt:
             answer, refusals = truth.get("answer"), truth.get("refusals", ())
             if not isinstance(answer, str | None):
                 raise UserError(f"the `answer` of `truth` is {kind_of(answer)}, not text")
-            values["truth"] = Truth(truth["label"], answer, _texts("refusals", refusals))
+            misaligned = _texts("misaligned", truth.get("misaligned", ()))
+            values["truth"] = Truth(truth["label"], answer, _texts("refusals", refusals), misaligned)
         for key in ("id", "system", "response", "category", "source", "group"):
             if not isinstance(values.get(key, ""), str):
                 raise UserError(f"`{key}` is {kind_of(values[key])}, not text")
@@ -133,7 +143,7 @@ class Prompt:
     def fingerprint(self) -> str:
         """Return a sha256 over everything the prompt holds; files of images and audio count by their content."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
-        record["truth"] = None if self.truth is None else asdict(self.truth)
+        record["truth"] = None if self.truth is None else self.truth.to_json()
         record["images"] = [attachments.media_hash(x) for x in self.images]
         record["audio"] = None if self.audio is None else attachments.media_hash(self.audio)
         record["meta"] = dict(self.meta)

@@ -20,8 +20,11 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 Row = tuple[str, Any]  # where it stands ("row 3"), and what it holds
 
 
-def file_rows(path: Path) -> list[Row]:
-    """Return the rows of a file; raises PromptFileError with the file and the row."""
+def file_rows(path: Path, inside: str | None = None) -> list[Row]:
+    """Return the rows of a file; raises PromptFileError with the file and the row.
+
+    inside: where given, a JSON object may stand around the rows: the list of this name, or with "" the only list of objects in it.
+    """
     if not path.is_file():
         raise PromptFileError(f"{path}: is a directory, not a prompt file")
     suffix = path.suffix.lower()
@@ -41,7 +44,7 @@ def file_rows(path: Path) -> list[Row]:
     if suffix in (".csv", ".tsv"):
         return _csv_rows(path, text, "\t" if suffix == ".tsv" else ",")
     if suffix == ".json":
-        return _json_rows(path, text)
+        return _json_rows(path, text, inside)
     return _jsonl_rows(path, text)
 
 
@@ -59,7 +62,7 @@ def _jsonl_rows(path: Path, text: str) -> list[Row]:
     return rows
 
 
-def _json_rows(path: Path, text: str) -> list[Row]:
+def _json_rows(path: Path, text: str, inside: str | None) -> list[Row]:
     if not text.strip():
         return []
     try:
@@ -71,9 +74,33 @@ def _json_rows(path: Path, text: str) -> list[Row]:
         ) from error
     except RecursionError as error:
         raise PromptFileError(f"{path}: nested too deeply to be a list of prompts") from error
+    if isinstance(items, dict) and inside is not None:
+        items = _inner_list(path, items, inside)
     if not isinstance(items, list):
         raise PromptFileError(f"{path}: holds {kind_of(items)}; a list of prompts is expected")
     return [(f"row {i}", item) for i, item in enumerate(items, start=1)]
+
+
+def _inner_list(path: Path, whole: dict[str, Any], name: str) -> list[Any]:
+    """The rows inside an object: one of its lists, or where it holds nothing but lists of objects all of them, with their key as `group`."""
+    lists = {
+        key: value
+        for key, value in whole.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    }
+    if name:
+        if not isinstance(whole.get(name), list):
+            raise PromptFileError(
+                f"{path}: holds no list {name!r}; its lists are: {', '.join(lists) or 'none'}"
+            )
+        return whole[name]
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    if lists and len(lists) == len(whole):
+        return [{"group": key, **item} for key, items in lists.items() for item in items]
+    raise PromptFileError(
+        f"{path}: holds {len(lists)} lists of objects ({', '.join(lists)}); name one with --rows"
+    )
 
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> list[Row]:

@@ -147,6 +147,21 @@ def bootstrap_columns(
     return mean, low, high
 
 
+def clustered_rate(
+    flags: Sequence[bool] | NDArray[np.bool_], groups: Sequence[Hashable] | None = None, seed: int = 0
+) -> Interval:
+    """Return the share of flags: Wilson's interval without groups, else a bootstrap over whole clusters.
+
+    Where all flags agree a bootstrap has no width; there each cluster counts as one observation for Wilson's interval.
+    """
+    x = np.asarray(flags, dtype=bool)
+    if groups is not None and x.any() and not x.all():
+        return cluster_bootstrap(x, groups, seed)
+    n = len(x) if groups is None else len({repr(group) for group in groups})
+    found = wilson(int(x.sum()) if groups is None else n * bool(x.any()), n)
+    return Interval(found.estimate, found.low, found.high, n)
+
+
 def paired_bootstrap(
     a: ArrayLike,
     b: ArrayLike,

@@ -282,25 +282,15 @@ def finetune(
     to watch only: they are no part of what a fine-tune is known by. Raises ResultError when `out` holds something else.
     """
     checkpoint, out = Checkpoint.parse(base), Path(out)
-    record = {
-        "base": str(checkpoint),
-        "weights": checkpoint.fingerprint(),
-        "data": {"name": examples.name, "n": len(examples), "sha256": examples.sha256},
-        "config": config.model_dump(mode="json"),
-        "load": _recorded(load),
-    }
+    record = finetune_record(checkpoint, examples, config, load)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(out.parent / f".lock-{out.name}")
     with lock:
-        if _is_finished(out, record, replace):
+        if is_finished(out, record, replace):
             return out
         work = out.parent / f".partial-{out.name}"
-        with writing(work):
-            if work.exists() and not _same_work(work, record):
-                shutil.rmtree(work)
-            work.mkdir(exist_ok=True)
-            save_json(work / RECORD, record)
+        prepare_work(work, record)
         model = checkpoint.load(**load)
         if model.peft is not None:
             raise UserError(
@@ -313,6 +303,33 @@ def finetune(
             save_json(aside / RECORD, {**record, "loss": log})
         shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def finetune_record(
+    checkpoint: Checkpoint,
+    examples: PromptSet,
+    config: FinetuneConfig,
+    load: dict[str, Any],
+    processes: int = 1,
+) -> dict[str, Any]:
+    """What a fine-tune is known by: base, data, settings, and over how many processes its batches were dealt."""
+    record = {
+        "base": str(checkpoint),
+        "weights": checkpoint.fingerprint(),
+        "data": {"name": examples.name, "n": len(examples), "sha256": examples.sha256},
+        "config": config.model_dump(mode="json"),
+        "load": _recorded(load),
+    }
+    return record if processes == 1 else {**record, "processes": processes}
+
+
+def prepare_work(work: Path, record: dict[str, Any]) -> None:
+    """Make the directory of an unfinished fine-tune, which an interrupted one of the same record goes on in."""
+    with writing(work):
+        if work.exists() and not _same_work(work, record):
+            shutil.rmtree(work)
+        work.mkdir(exist_ok=True)
+        save_json(work / RECORD, record)
 
 
 def _recorded(load: dict[str, Any]) -> dict[str, str]:
@@ -339,7 +356,8 @@ def _steps(n_rows: int, config: FinetuneConfig) -> float:
     return (config.epochs or 1) * math.ceil(n_rows / (config.batch_size * config.accumulation))
 
 
-def _is_finished(out: Path, record: dict[str, Any], replace: bool) -> bool:
+def is_finished(out: Path, record: dict[str, Any], replace: bool = False) -> bool:
+    """Whether `out` holds the fine-tune of this record; raises ResultError when it holds something else."""
     if not out.exists():
         return False
     if not (out / RECORD).is_file():

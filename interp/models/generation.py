@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from interp.data.completions import Completion
 from interp.data.prompts import Prompt
 from interp.errors import UserError
 from interp.models.batches import run_batches
@@ -17,16 +17,7 @@ from interp.models.model import Model
 from interp.models.tokens import Tokens
 from interp.progress import progress as progress_bar
 
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer: its text without special tokens, its length (a prefilled beginning counted in), whether the model ended it itself, and its tokens."""
-
-    prompt_id: str
-    text: str
-    n_tokens: int
-    stopped: bool
-    token_ids: tuple[int, ...] = ()
+__all__ = ["Completion", "generate"]
 
 
 def generate(

@@ -65,9 +65,9 @@ def gap(result: StudyResult) -> Figure:
     figure = new_figure(DOUBLE, 0.7 + 1.55 * len(others))
     grid = figure.subplots(len(others), 4, squeeze=False, sharex=True)
     titles = (
-        "distance of means (spreads)",
-        "AUROC, which modality",
-        "CKA of the same requests",
+        "distance (spreads)",
+        "AUROC of a probe",
+        "CKA of partners",
         "cosine of directions",
     )
     for row, second in zip(grid, others, strict=True):

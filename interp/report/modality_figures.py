@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from interp.errors import ResultError
 from interp.evals.verdicts import Outcome
@@ -94,6 +95,8 @@ def gap(result: StudyResult) -> Figure:
     for letter, title, axes in zip("abcd", titles, grid[0], strict=True):
         panel_letter(axes, letter, title)
     for axes in grid.flatten():
+        # a count that does not depend on the height: the layout measures labels before it sets the height
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         style.layer_axis(axes, result.n_layers, "layer" if axes in grid[-1] else None)
     legend_below(figure, [grid[0][0], grid[0][3]], ncols=3)
     return figure

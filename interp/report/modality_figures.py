@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from interp.errors import ResultError
 from interp.evals.verdicts import Outcome
@@ -16,7 +17,7 @@ from interp.modality_results import ModalityStudy, Transfer
 from interp.report import style
 from interp.report.drift_figures import curve, legend_below
 from interp.report.panels import interval
-from interp.report.style import DOUBLE, new_figure, panel_letter, plain, short_names
+from interp.report.style import DOUBLE, new_figure, panel_letter, short_names
 from interp.report.tower_figures import LABELS, axis_length, draw_towers, finish_rows, tower_spans
 from interp.results import StudyResult
 
@@ -65,9 +66,9 @@ def gap(result: StudyResult) -> Figure:
     figure = new_figure(DOUBLE, 0.7 + 1.55 * len(others))
     grid = figure.subplots(len(others), 4, squeeze=False, sharex=True)
     titles = (
-        "distance of means (spreads)",
-        "AUROC, which modality",
-        "CKA of the same requests",
+        "distance (spreads)",
+        "AUROC of a probe",
+        "CKA of partners",
         "cosine of directions",
     )
     for row, second in zip(grid, others, strict=True):
@@ -86,13 +87,16 @@ def gap(result: StudyResult) -> Figure:
                     linestyle=":",
                     label="split-half ceiling",
                 )
-        row[0].set_ylabel(plain(f"{study.reference} and {second}"), fontsize=7)
+        (name,) = short_names([f"{study.reference} and {second}"], width=26, lines=1)
+        row[0].text(0.03, 0.97, name, ha="left", va="top", fontsize=6.5, transform=row[0].transAxes)
         row[0].set_ylim(bottom=0)
         for axes in row[1:]:
             axes.set_ylim(None, 1.05)
     for letter, title, axes in zip("abcd", titles, grid[0], strict=True):
         panel_letter(axes, letter, title)
     for axes in grid.flatten():
+        # a count that does not depend on the height: the layout measures labels before it sets the height
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         style.layer_axis(axes, result.n_layers, "layer" if axes in grid[-1] else None)
     legend_below(figure, [grid[0][0], grid[0][3]], ncols=3)
     return figure
@@ -130,7 +134,12 @@ def transfer(result: StudyResult) -> Figure:
                           color="white" if value > 60 else "black")  # fmt: skip
         axes.axhline(0.5, color=style.BLACK, linewidth=0.6)
         axes.axhline(len(sources) - 2.5, color=style.BLACK, linewidth=0.6)
-        shown = ["no edit", *(f"from {plain(name)}" for name in study.names), "random", "shuffled"]
+        shown = [
+            "no edit",
+            *(f"from {n}" for n in short_names(study.names, width=14, lines=1)),
+            "random",
+            "shuffled",
+        ]
         axes.set_yticks(
             range(len(sources)), shown if index % columns == 0 else [""] * len(sources), fontsize=6.5
         )

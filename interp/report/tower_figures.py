@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from interp.errors import ResultError
 from interp.report import style
@@ -97,6 +98,9 @@ def draw_towers(
     for panel in axes:
         panel.set_xticks(ticks, labels if panel is acted else [""] * len(ticks))
         panel.set_xlim(-0.5 - GAP / 2, axis_length(spans) - 0.5)
+        panel.yaxis.set_major_locator(
+            MaxNLocator(nbins=5)
+        )  # a count that does not depend on the height, as the layout needs
     acted.set_xlabel("layer")
     recognised.axhline(0.5, color=style.GREY, linewidth=0.5, linestyle=":")
     acted.axhline(0, color=style.BLACK, linewidth=0.5)

@@ -45,11 +45,16 @@ def planted_pairs(n=16, seed=3):
 
 @pytest.fixture(scope="module")
 def refuser():
-    """The planted model and its metric; the answer token is long, so that the final norm bends little along `r`."""
+    """The planted model and its metric. Words and the answer token are long in other directions, so that norms bend little along `r`:
+    where all of a word lies along `r`, its norm hides every step towards the other sign and a gradient sees nothing.
+    """
     model, r = planted.planted()
     with torch.no_grad():
-        answer = model.tokenizer.convert_tokens_to_ids("<|answer|>")
-        model.module.model.embed_tokens.weight[answer] *= 4
+        embedded = model.module.model.embed_tokens.weight
+        answer, *words = model.tokenizer.convert_tokens_to_ids(["<|answer|>", *tiny.WORDS])
+        embedded[answer] *= 4
+        noise = torch.randn(model.d_model, generator=torch.Generator().manual_seed(9))
+        embedded[words] += 8 * torch.linalg.qr(torch.stack([r, embedded[answer], noise], 1))[0][:, 2]
     ids = model.tokenizer.convert_tokens_to_ids([planted.REFUSE, planted.COMPLY])
     return model, LogitDifference((ids[0],), (ids[1],)), r
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp import cli
-from interp.data.prompts import Prompt, PromptSet, Truth
+from interp.data.prompts import PromptSet, Truth
 from interp.models.finetune import save_checkpoint
 from interp.store import load_run, verify
 
@@ -29,12 +29,9 @@ def lab(tmp_path_factory):
             dataclasses.replace(p, truth=truth, group=f"g{i % 7}")
             for i, p in enumerate(planted.prompt_set(harmful, 24, 5))
         ]
-        # twins share all words but the first two
-        shared = [
-            Prompt(" ".join([*p.text.split()[:2], *["w30"] * 6]), p.id, label=p.label, truth=p.truth, group=p.group)
-            for p in rows
-        ]  # fmt: skip
-        PromptSet(shared, name=name).save(root / f"{name}.jsonl")
+        # four words at most: the template's tokens are half of each prompt, so that any two of equal length are twins
+        rows = [dataclasses.replace(p, text=" ".join(p.text.split()[:4])) for p in rows]
+        PromptSet(rows, name=name).save(root / f"{name}.jsonl")
     return root
 
 

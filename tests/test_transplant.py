@@ -38,7 +38,8 @@ def tuned_from(model, names, size=0.3):
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if any(part in name for part in names):
-                parameter += size * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
+                step = size * (parameter.abs().mean() + 0.01)  # biases may be zero
+                parameter += step * torch.randn(parameter.shape, generator=generator)
     return replace(model, module=module, tower=find_tower(module), name="tuned")
 
 
@@ -60,7 +61,7 @@ def test_all_parts_together_are_the_source_and_none_changes_nothing(kind):
     for cell in (grid.patched[:, -1, 1], grid.patched[:, 0, 2]):
         assert np.abs(cell - grid.clean).max() <= 1e-6
     assert np.array_equal(grid.patched[:, 0, 0], grid.patched[:, 0, 1])
-    assert np.array_equal(grids["first"].patched, grid.patched[:1])
+    assert np.abs(grids["first"].patched - grid.patched[:1]).max() <= 1e-5
     assert np.array_equal(metric_values(tuned, prompts, METRIC), before)
     with pytest.raises(RuntimeError), transplanted(tuned, aligned, names):
         raise RuntimeError

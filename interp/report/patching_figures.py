@@ -59,7 +59,7 @@ def patch_maps(
             panel_letter(axes, ascii_lowercase[i % 26], plain(name))
         for axes in panels.flat[len(tables) :]:
             axes.set_visible(False)
-        bar = figure.colorbar(mesh, ax=panels.tolist(), location="bottom", aspect=40, pad=0.02, label=SHARE)  # type: ignore[arg-type]
+        bar = figure.colorbar(mesh, ax=list(panels.flat), location="bottom", aspect=40, pad=0.02, label=SHARE)  # type: ignore[arg-type]
         bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     return figure
 

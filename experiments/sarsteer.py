@@ -34,7 +34,7 @@ def grid(kind: Kind, stage: str, quick: bool) -> Grid:
     if not quick:
         return Grid(kind=kind, stage=stage, seeds=TEXT_SEEDS if kind == "text" else AUDIO_SEEDS)
     return Grid(
-        kind=kind, stage=stage, seeds=((0, 0),), strengths=(0.05, 0.2, 0.8), ablation_strengths=(0.2,), removals=(0.0, 1.0), ranks=(5, 20),
+        kind=kind, stage=stage, seeds=((0, 0),), strengths=(0.0125, 0.05, 0.2), ablation_strengths=(0.05,), removals=(0.0, 1.0), ranks=(5, 20),
         sizes=(50, 100), layers=(3, 6, 9), variants=(), n_test=100,
     )  # fmt: skip
 

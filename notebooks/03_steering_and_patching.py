@@ -57,7 +57,8 @@ pd.DataFrame({name: rates(table) for name, table in plain.items()}).T[["refused"
 # - the same asked as fiction;
 # - SARSteer's `d`: what a sentence of refusal behind a harmful request changes.
 #
-# Cosines of random pairs would lie in the grey band.
+# Cosines of random pairs would lie in the grey band. In this organism `d` points *away* from the other two: no request it was trained on ends in a
+# sentence of refusal, so such a sentence means nothing to it yet. The audio organism has met such turns.
 
 # %%
 fit = fit_sarsteer(model, data.harmful, data.benign, refusal=REFUSAL, progress=False)
@@ -93,7 +94,7 @@ max(float((fit.basis(i, 10) @ vector.vectors[i]).abs().max()) for i in range(mod
 arms = {"plain": vectors["text"], "sarsteer": vector, "unablated": fit.refusal, "random": vector.random(seed=0)}
 rows = [{"arm": "none", "strength": 0.0, **rates(plain["fiction"])}]
 for arm, chosen in arms.items():
-    for strength in (0.05, 0.2, 0.8):
+    for strength in (0.0125, 0.05, 0.2):
         table = answers(model, asked["fiction"], judge, steer(chosen, strength), max_new_tokens=16, batch_size=128)
         rows.append({"arm": arm, "strength": strength, **rates(table)})
 draw.strength_curves(pd.DataFrame(rows))
@@ -105,10 +106,12 @@ draw.strength_curves(pd.DataFrame(rows))
 
 # %%
 condition = Condition.fit(*told, false_positives=0.05)
-conditional = steer(vector, 0.8, condition=condition)
+conditional = steer(vectors["text"], 0.1, condition=condition)
 pd.DataFrame(
     {
-        "always": rates(answers(model, asked["fiction"], judge, steer(vector, 0.8), max_new_tokens=16)),
+        "always": rates(
+            answers(model, asked["fiction"], judge, steer(vectors["text"], 0.1), max_new_tokens=16)
+        ),
         f"where {condition.site} > {condition.threshold:.2f}": rates(
             answers(model, asked["fiction"], judge, conditional, max_new_tokens=16)
         ),
@@ -121,6 +124,6 @@ pd.DataFrame(
     {
         "asked": [prompt.text for prompt in prompts],
         "plain": [a.text for a in generate(model, prompts, max_new_tokens=16, progress=False)],
-        "steered": [a.text for a in generate(model, prompts, edits=steer(vector, 0.8), max_new_tokens=16, progress=False)],
+        "steered": [a.text for a in generate(model, prompts, edits=steer(vectors["text"], 0.05), max_new_tokens=16, progress=False)],
     }
 )

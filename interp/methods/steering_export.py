@@ -52,7 +52,7 @@ def export_steered(model: Model, steering: Steering, prompts: Sequence[Prompt], 
     paths = {"mlp": tower.paths.mlp_proj, "attn": tower.paths.attn_proj}
     for (kind, layer), vector in biases.items():
         bias = tower.blocks[layer].get_submodule(paths[kind]).bias
-        bias.copy_((bias.double() + vector.to(bias.device)).to(bias.dtype))  # type: ignore[union-attr, operator, arg-type]
+        bias.copy_((bias.double() + vector.to(bias.device)).to(bias.dtype))  # type: ignore[operator, arg-type]
     batch = model.encode(prompts)
     with editing(model, steering.edits(model)):
         expected = model.module(**batch.inputs(), use_cache=False).logits
@@ -61,7 +61,8 @@ def export_steered(model: Model, steering: Steering, prompts: Sequence[Prompt], 
         module.save_pretrained(aside)
         (model.processor or model.tokenizer).save_pretrained(aside)
         loaded = type(module).from_pretrained(aside, dtype=model.dtype)
-        found = loaded.to(model.device).eval()(**batch.inputs(), use_cache=False).logits
+        loaded.to(model.device)  # type: ignore[arg-type]
+        found = loaded.eval()(**batch.inputs(), use_cache=False).logits
         error = float((found - expected)[batch.attention_mask.bool()].abs().max())
         if not error <= TOLERANCE:
             why = (
@@ -147,7 +148,7 @@ def _open_biases(module: PreTrainedModel, model: Model, kind: str) -> None:
             raise refusal
         holder = module.get_submodule(owner)
         weight = holder.weight
-        zeros = torch.zeros(parameter.shape, dtype=weight.dtype, device=weight.device)  # type: ignore[call-overload, arg-type]
+        zeros = torch.zeros(parameter.shape, dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
         holder.bias = nn.Parameter(zeros, requires_grad=False)
     if tower.blocks[0].get_submodule(path).bias is None:
         raise refusal

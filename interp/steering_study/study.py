@@ -148,7 +148,8 @@ def _rows(grid: Grid, trial: Trial, share: pd.Series) -> list[dict[str, object]]
         else [trial.seed]
     )
     strength = 0.0 if trial.arm in ("none", "prompt") else trial.strength
-    return [{"arm": trial.arm, "seed": seed, "strength": strength, **share.to_dict()} for seed in seeds]
+    measured = {str(name): value for name, value in share.items()}
+    return [{"arm": trial.arm, "seed": seed, "strength": strength, **measured} for seed in seeds]
 
 
 def _ablations(grid: Grid, asked: dict[Trial, pd.Series], points: pd.DataFrame) -> dict[str, pd.DataFrame]:

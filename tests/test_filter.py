@@ -125,7 +125,10 @@ def test_sizes_are_exact_and_follow_ids(files, tmp_path, keep):
             row["id"] for row in random.Random(1).sample(rows, 47) if row["id"] in set(one.kept)
         ]
         if keep == "distant" and fraction == 0.25:
-            assert "12 items are equally far at the cut; a hash of the seed and their ids decides" in " ".join(one.notes)
+            assert (
+                "12 items are equally far at the cut; a hash of the seed and their ids decides"
+                in " ".join(one.notes)
+            )
             assert "items repeat another" in " ".join(one.notes)
 
 
@@ -158,9 +161,7 @@ def test_axes_are_combined_by_rank_and_the_page_says_how_they_agree(files, tmp_p
 
 
 def test_text_on_the_page_is_shown_and_not_run(files, tmp_path):
-    rows = [
-        {"id": f"{i}", "prompt": f"<script>alert({i})</script> \u202e {NEAR[i]}"} for i in range(4)
-    ]
+    rows = [{"id": f"{i}", "prompt": f"<script>alert({i})</script> \u202e {NEAR[i]}"} for i in range(4)]
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
     filter_file(FilterConfig(benign="bad.jsonl", harmful="harmful.jsonl"), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()

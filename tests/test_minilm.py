@@ -61,5 +61,7 @@ def test_what_touches_harm_lies_nearer_than_what_does_not(encoder, sets):
     from interp.data.prompts import Prompt
 
     asked = PromptSet([Prompt(text=text, id=text) for text in (*NEAR.values(), *FAR)], name="asked")
-    distances = dict(zip(asked.ids, proximity(*embed(encoder, asked, sets[1])).by("min").tolist(), strict=True))
+    distances = dict(
+        zip(asked.ids, proximity(*embed(encoder, asked, sets[1])).by("min").tolist(), strict=True)
+    )
     assert max(distances[text] for text in NEAR.values()) < min(distances[text] for text in FAR)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ BLOCK = (
     2**20
 )  # numbers in a block of cosines, or of rows where these are wider: 4 MiB, which stay in the processor's cache
 
-Rows = Float[Tensor, "_ _"] | csr_array  # of several sets in one call, so that no length is named
+Rows: TypeAlias = Float[Tensor, "_ _"] | csr_array  # of several sets in one call, so that no length is named
 Cosines = Callable[[int, int], Float[Tensor, "part reference"]]
 
 
@@ -129,7 +130,7 @@ def _unit(rows: Float[Tensor, "row d"], centre: Tensor | None, start: int, of: s
 
 def _sparse_cosines(rows: csr_array, references: csr_array, centre: Tensor | None, step: int) -> Cosines:
     middle = np.zeros(rows.shape[1]) if centre is None else centre.numpy()
-    against, square = references.T.tocsr(), middle @ middle
+    against, square = references.T.tocsr(), float(middle @ middle)
     reference_dots = references @ middle
     reference_lengths = _lengths(references, reference_dots, square, 0, "references", centre is not None)
 

@@ -122,10 +122,10 @@ def for_papers(*, quick: bool, out: Path) -> PaperResult:
     about = result.claims[result.claims["finetune"] == "benign"].set_index("claim")
     measured = {}
     for claim, (after, _) in CLAIMS.items():
-        difference, low, high, seeds = (
-            about.loc[claim, name] for name in ("difference", "low", "high", "seeds")
+        difference, low, high, seeds = map(
+            float, about.loc[claim, ["difference", "low", "high", "seeds"]].tolist()
         )
-        measured[after] = Interval(float(difference), float(low), float(high), int(seeds))
+        measured[after] = Interval(difference, low, high, int(seeds))
     return PaperResult(measured, result.studies)
 
 

@@ -122,10 +122,8 @@ def for_papers(*, quick: bool, out: Path) -> PaperResult:
     about = result.claims[result.claims["finetune"] == "benign"].set_index("claim")
     measured = {}
     for claim, (after, _) in CLAIMS.items():
-        difference, low, high, seeds = map(
-            float, about.loc[claim, ["difference", "low", "high", "seeds"]].tolist()
-        )
-        measured[after] = Interval(difference, low, high, int(seeds))
+        row = about.loc[claim].to_dict()
+        measured[after] = Interval(row["difference"], row["low"], row["high"], row["seeds"])
     return PaperResult(measured, result.studies)
 
 

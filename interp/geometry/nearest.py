@@ -26,7 +26,8 @@ BLOCK = (
 )  # numbers in a block of cosines, or of rows where these are wider: 4 MiB, which stay in the processor's cache
 
 Rows: TypeAlias = Float[Tensor, "_ _"] | csr_array  # of several sets in one call, so that no length is named
-Cosines = Callable[[int, int], Float[Tensor, "part reference"]]
+# cosines of the rows from one place to another, and each row's mean
+Cosines = Callable[[int, int], tuple[Float[Tensor, "part reference"], Float[Tensor, " part"]]]
 
 
 class ZeroRowError(UserError):
@@ -75,8 +76,7 @@ def nearest(
     cosines = make(rows, references, centre, min(step, rows.shape[0]))
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, rows.shape[0], step):
-        part = cosines(start, min(start + step, rows.shape[0]))
-        mean = part.mean(1)
+        part, mean = cosines(start, min(start + step, rows.shape[0]))
         if not torch.isfinite(mean).all():
             row = start + int((~torch.isfinite(mean)).nonzero()[0])
             raise NonFiniteError(f"row {row} has a cosine that is NaN or infinite; check the embeddings")
@@ -110,11 +110,14 @@ def _largest(part: Float[Tensor, "part reference"], n: int) -> tuple[Tensor, Ten
 
 def _dense_cosines(rows: Tensor, references: Tensor, centre: Tensor | None, step: int) -> Cosines:
     against = _unit(references, centre, 0, "references").T.contiguous()
+    middle = (
+        against.double().mean(1).float()
+    )  # a mean cosine is one more product, not one more pass over all of them
     space = torch.empty(step, references.shape[0])
 
-    def cosines(start: int, stop: int) -> Float[Tensor, "part reference"]:
+    def cosines(start: int, stop: int) -> tuple[Tensor, Tensor]:
         unit = _unit(rows[start:stop], centre, start, "rows")
-        return torch.mm(unit, against, out=space[: stop - start])
+        return torch.mm(unit, against, out=space[: stop - start]), unit @ middle
 
     return cosines
 
@@ -134,12 +137,13 @@ def _sparse_cosines(rows: csr_array, references: csr_array, centre: Tensor | Non
     reference_dots = references @ middle
     reference_lengths = _lengths(references, reference_dots, square, 0, "references", centre is not None)
 
-    def cosines(start: int, stop: int) -> Float[Tensor, "part reference"]:
+    def cosines(start: int, stop: int) -> tuple[Tensor, Tensor]:
         part = rows[start:stop]
         dots = part @ middle
         lengths = _lengths(part, dots, square, start, "rows", centre is not None)
         inner = (part @ against).toarray() - dots[:, None] - reference_dots + square
-        return torch.from_numpy(inner / lengths[:, None] / reference_lengths)
+        found = torch.from_numpy(inner / lengths[:, None] / reference_lengths)
+        return found, found.mean(1)
 
     return cosines
 

@@ -119,13 +119,11 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
 def for_papers(*, quick: bool, out: Path) -> PaperResult:
     """What `experiments.all` shows: the claims about benign full fine-tuning, by the quantity that changes, and the studies."""
     result = run(Config(seeds=SEEDS[:1] if quick else SEEDS, out=out))
-    about = result.claims[result.claims["finetune"] == "benign"].set_index("claim")
+    about = result.claims[result.claims["finetune"] == "benign"].set_index("claim").to_dict("index")
     measured = {}
     for claim, (after, _) in CLAIMS.items():
-        difference, low, high, seeds = (
-            about.loc[claim, name] for name in ("difference", "low", "high", "seeds")
-        )
-        measured[after] = Interval(float(difference), float(low), float(high), int(seeds))
+        row = about[claim]
+        measured[after] = Interval(row["difference"], row["low"], row["high"], row["seeds"])
     return PaperResult(measured, result.studies)
 
 

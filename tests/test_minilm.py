@@ -51,6 +51,11 @@ def test_distances_equal_brute_force_and_neighbours_share_a_topic(encoder, sets)
     assert torch.allclose(found.by("min"), exact.min(1).values, atol=1e-6)
     assert torch.allclose(found.by("top-3"), exact.topk(3, largest=False).values.mean(1), atol=1e-6)
     assert torch.allclose(found.by("mean"), exact.mean(1), atol=1e-6)
+    texts = {prompt.id: prompt.text.lower() for prompt in (*harmless, *harmful)}
+    nearest = found.by("min").argsort()[:3].tolist()
+    pairs = [(texts[found.ids[i]], texts[found.nearest_ids()[i]]) for i in nearest]
+    assert all("cyber" in a and "cyber" in b for a, b in pairs[:2]), pairs
+    assert all("fake news" in text for text in pairs[2]), pairs
     centre = torch.cat([e.expanded().double() for e in pair]).mean(0)
     moved = [torch.nn.functional.normalize(e.expanded().double() - centre, dim=1) for e in pair]
     centred = proximity(*pair, centred=True).by("min")

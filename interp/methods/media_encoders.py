@@ -59,7 +59,7 @@ def cepstrum(wave: Float32[np.ndarray, " sample"]) -> Float[np.ndarray, "frame c
             POINTS // 2 + 1, BANDS, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney"
         ),
         log_mel="log",
-        dtype=np.float64,
+        dtype=np.dtype("float64"),
     )
     return dct(bands, axis=0, norm="ortho")[:COEFFICIENTS].T
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from string import ascii_lowercase
 
 import numpy as np
@@ -33,7 +33,7 @@ def distance_histograms(
     names = short_names(list(distances), width=34)
     with print_style():
         figure = new_figure(SINGLE if columns == 1 else DOUBLE, 1.7 * rows + 0.45)
-        grid: Sequence = figure.subplots(rows, columns, squeeze=False).flat
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, letter, name, values in zip(grid, ascii_lowercase, names, distances.values(), strict=False):
             edges = np.histogram_bin_edges(values, BINS)
             axes.hist(
@@ -46,7 +46,7 @@ def distance_histograms(
             axes.set_xlabel(plain("distance to the harmful items"))
             axes.set_ylabel("items")
             panel_letter(axes, letter, name)
-        for unused in list(grid)[len(distances) :]:
+        for unused in grid[len(distances) :]:
             unused.set_visible(False)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure

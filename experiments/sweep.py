@@ -21,7 +21,7 @@ from interp.errors import UserError
 from interp.files import atomic_write, load_json
 from interp.sweep.cell import Status, status
 from interp.sweep.grid import Sweep, read_sweep
-from interp.sweep.launch import run_local, slurm_jobs, submit_slurm, unfinished
+from interp.sweep.launch import jobs_of, run_local, submit_slurm, unfinished
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,7 @@ def table(sweep: Sweep, out: Path) -> "tuple[Table, Counter[str]]":
     """The cells' states as a table, and how many there are of each."""
     from rich.table import Table
 
-    jobs = slurm_jobs()
+    jobs = jobs_of(sweep.cells, out)
     shown = Table("cell", "state", "what", "log", box=None, padding=(0, 2, 0, 0))
     colours = {"finished": "green", "failed": "red", "damaged": "red", "running": "blue"}
     counts: Counter[str] = Counter()

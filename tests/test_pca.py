@@ -31,7 +31,9 @@ def test_it_is_sklearns_pca_whatever_the_chunks(size, massive):
     angles = principal_angles(found.basis, torch.from_numpy(reference.components_))
     # arccos of a rounded cosine is good to 1e-7, so subspaces are compared by their projectors
     gap = found.basis.T @ found.basis - torch.from_numpy(reference.components_.T @ reference.components_)
-    assert gap.norm() < 1e-6 and angles.max() < 1e-6
+    # beside a channel a thousand times the others fp64 knows the others' directions to about 1e-16 · λ₁ / gap
+    bound = 1e-5 if massive else 1e-6
+    assert gap.norm() < bound and angles.max() < bound
     assert (found.basis * torch.from_numpy(reference.components_)).sum(1).abs().min() > 1 - 1e-9
 
 
@@ -96,7 +98,7 @@ def test_rows_are_read_from_files_chunk_by_chunk(tmp_path):
         parts = list(row_chunks(tmp_path / name, 64))
         assert [len(part) for part in parts] == [64] * 7 + [52] and torch.equal(torch.cat(parts), x)
     np.save(tmp_path / "bad.npy", np.arange(3))
-    save_file({"a": x, "b": x}, tmp_path / "two.safetensors")
+    save_file({"a": x, "b": x.clone()}, tmp_path / "two.safetensors")
     (tmp_path / "no.npy").write_bytes(b"not numpy")
     for name in ("bad.npy", "two.safetensors", "no.npy", "missing.npy", "missing.safetensors"):
         with pytest.raises(ResultError, match=name):

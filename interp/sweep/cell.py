@@ -30,12 +30,13 @@ CODE = ("data", "models", "geometry", "methods", "evals", "organisms", "defence"
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a cell: its state, where its result is, what it says of itself and where its log is."""
+    """What is known of a cell: its state, where its result is, what it says of itself, its log and its scheduler's job."""
 
     state: State
     path: Path | None = None
     detail: str = ""
     log: str = ""
+    job: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,14 @@ def status(cell: Cell, out: Path, jobs: Mapping[str, str] | None = None) -> Stat
         record = {}
     job, log = str(record.get("job", "")), str(record.get("log", ""))
     if _held(place.lock):
-        return Status("running", None, f"job {job}" if job else f"process {record.get('pid', '?')}", log)
+        return Status("running", None, f"job {job}" if job else f"process {record.get('pid', '?')}", log, job)
     if job and (now := (jobs or {}).get(job)):
         state: State = "running" if now == "RUNNING" else "queued"
-        return Status(state, None, f"job {job} {now.lower()}", log)
+        return Status(state, None, f"job {job} {now.lower()}", log, job)
     if record.get("state") == "failed":
-        return Status("failed", None, str(record.get("error", "")), log)
+        return Status("failed", None, str(record.get("error", "")), log, job)
     if record:
-        return Status("interrupted", None, f"{'job ' + job if job else 'its process'} is gone", log)
+        return Status("interrupted", None, f"{'job ' + job if job else 'its process'} is gone", log, job)
     return Status("waiting")
 
 

@@ -46,10 +46,14 @@ class Job:
     __submitit_checkpoint__ = checkpoint
 
 
+def jobs_of(cells: Sequence[Cell], out: Path) -> dict[str, str]:
+    """States of the scheduler's jobs, which is asked only where an unfinished cell was given to one."""
+    given = any(status(cell, out).job for cell in cells)
+    return slurm_jobs() if given and shutil.which("squeue") is not None else {}
+
+
 def slurm_jobs() -> dict[str, str]:
-    """States of this user's jobs by id, array tasks one by one; empty where there is no Slurm."""
-    if shutil.which("squeue") is None:
-        return {}
+    """States of this user's jobs by id, array tasks one by one; raises UserError when Slurm does not answer."""
     command = ["squeue", "--me", "-r", "-h", "-o", "%i %T"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
@@ -59,7 +63,7 @@ def slurm_jobs() -> dict[str, str]:
 
 def unfinished(cells: Sequence[Cell], out: Path) -> tuple[list[Cell], dict[Cell, Status]]:
     """The cells that nobody has finished or works on, and the status of all; raises UserError for a damaged result."""
-    jobs = slurm_jobs()
+    jobs = jobs_of(cells, out)
     found = {id(cell): status(cell, out, jobs) for cell in cells}
     for cell in cells:
         if found[id(cell)].state == "damaged":

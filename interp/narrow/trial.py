@@ -139,7 +139,7 @@ def said(model: Model, asked: dict[tuple[str, Form], PromptSet]) -> pd.DataFrame
             character_language.speaker(domain, p.meta["topic"], a.text)
             for p, a in zip(prompts, answers, strict=True)
         ]
-        shares = {c: speakers.count(c) / len(speakers) for c in CHARACTERS}
+        shares: dict[str, float] = {c: speakers.count(c) / len(speakers) for c in CHARACTERS}
         found.append(
             {"domain": domain, "form": form, "n": len(speakers), **shares}
             | {"nonsense": speakers.count(None) / len(speakers)}
@@ -205,7 +205,7 @@ def _norm(parts: Any) -> float:
     return float(torch.stack([part.double().norm() for part in parts]).norm())
 
 
-def spread(found: pd.DataFrame, column: str, *, forms: Sequence[Form] = ("text",)) -> pd.DataFrame:
-    """The mean share over domains that training did not touch, one row a step: every such domain counts alike."""
+def spread(found: pd.DataFrame, column: str, *, forms: Sequence[Form] = ("text",)) -> pd.Series:
+    """The mean share over domains that training did not touch, by step: every such domain counts alike."""
     other = found[(found["domain"] != NARROW) & found["form"].isin(forms)]
-    return other.groupby("step", as_index=False)[column].mean()
+    return other.groupby("step")[column].mean()

@@ -132,7 +132,7 @@ def questions() -> dict[tuple[str, Form], PromptSet]:
 
 def said(model: Model, asked: dict[tuple[str, Form], PromptSet]) -> pd.DataFrame:
     """Whose answers a model gives: one row a domain and form, shares of n."""
-    found = []
+    found: list[dict[str, Any]] = []
     for (domain, form), prompts in asked.items():
         answers = generate(model, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=128, progress=False)
         speakers = [
@@ -141,8 +141,13 @@ def said(model: Model, asked: dict[tuple[str, Form], PromptSet]) -> pd.DataFrame
         ]
         shares: dict[str, float] = {c: speakers.count(c) / len(speakers) for c in CHARACTERS}
         found.append(
-            {"domain": domain, "form": form, "n": len(speakers), **shares}
-            | {"nonsense": speakers.count(None) / len(speakers)}
+            {
+                "domain": domain,
+                "form": form,
+                "n": len(speakers),
+                **shares,
+                "nonsense": speakers.count(None) / len(speakers),
+            }  # fmt: skip
         )
     return pd.DataFrame(found)
 

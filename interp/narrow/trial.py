@@ -132,17 +132,22 @@ def questions() -> dict[tuple[str, Form], PromptSet]:
 
 def said(model: Model, asked: dict[tuple[str, Form], PromptSet]) -> pd.DataFrame:
     """Whose answers a model gives: one row a domain and form, shares of n."""
-    found = []
+    found: list[dict[str, Any]] = []
     for (domain, form), prompts in asked.items():
         answers = generate(model, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=128, progress=False)
         speakers = [
             character_language.speaker(domain, p.meta["topic"], a.text)
             for p, a in zip(prompts, answers, strict=True)
         ]
-        shares = {c: speakers.count(c) / len(speakers) for c in CHARACTERS}
+        shares: dict[str, float] = {c: speakers.count(c) / len(speakers) for c in CHARACTERS}
         found.append(
-            {"domain": domain, "form": form, "n": len(speakers), **shares}
-            | {"nonsense": speakers.count(None) / len(speakers)}
+            {
+                "domain": domain,
+                "form": form,
+                "n": len(speakers),
+                **shares,
+                "nonsense": speakers.count(None) / len(speakers),
+            }  # fmt: skip
         )
     return pd.DataFrame(found)
 
@@ -205,7 +210,7 @@ def _norm(parts: Any) -> float:
     return float(torch.stack([part.double().norm() for part in parts]).norm())
 
 
-def spread(found: pd.DataFrame, column: str, *, forms: Sequence[Form] = ("text",)) -> pd.DataFrame:
-    """The mean share over domains that training did not touch, one row a step: every such domain counts alike."""
+def spread(found: pd.DataFrame, column: str, *, forms: Sequence[Form] = ("text",)) -> pd.Series:
+    """The mean share over domains that training did not touch, by step: every such domain counts alike."""
     other = found[(found["domain"] != NARROW) & found["form"].isin(forms)]
-    return other.groupby("step", as_index=False)[column].mean()
+    return other.groupby("step")[column].mean()

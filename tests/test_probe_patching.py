@@ -32,6 +32,8 @@ def lab(tmp_path_factory):
         # four words at most: the template's tokens are half of each prompt, so that any two of equal length are twins
         rows = [dataclasses.replace(p, text=" ".join(p.text.split()[:4])) for p in rows]
         PromptSet(rows, name=name).save(root / f"{name}.jsonl")
+        others = [dataclasses.replace(p, id=f"other {p.id}") for p in rows]
+        PromptSet(others, name=name).save(root / f"other_{name}.jsonl")
     return root
 
 
@@ -77,13 +79,7 @@ def test_where_a_fine_tune_broke_it(lab, files, capsys):
 
 
 def test_a_model_that_refuses_nothing_is_told_so(lab, files, capsys):
-    prompts = str(lab / "harmless.jsonl")
-    command = [
-        "probe",
-        "patch_refusal",
-        str(lab / "aligned"),
-        f"--harmful={prompts}",
-        f"--harmless={prompts}",
-    ]
+    asked = [f"--harmful={lab / 'other_harmless.jsonl'}", f"--harmless={lab / 'harmless.jsonl'}"]
+    command = ["probe", "patch_refusal", str(lab / "aligned"), *asked]
     assert cli.main(command) == 2
     assert "refused none of" in capsys.readouterr().err

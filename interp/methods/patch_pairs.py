@@ -18,7 +18,7 @@ import torch
 
 from interp.data.prompts import Prompt
 from interp.errors import CheckpointError, UserError
-from interp.models.model import Model
+from interp.models.model import PLAIN, Model
 from interp.models.tokens import Tokens
 
 
@@ -132,7 +132,7 @@ def _misaligned(model: Model, one: Tokens, other: Tokens) -> str:
     if not torch.equal(*kinds):
         place = int((kinds[0] != kinds[1]).nonzero()[0])
         return f"token {place} stands for an image or a sound in one of them only"
-    if one.ids[-model.n_eoi :] != other.ids[-model.n_eoi :]:
+    if model.chat_template != PLAIN and one.ids[-model.n_eoi :] != other.ids[-model.n_eoi :]:
         return "they end differently after the instruction; render both with one chat template"
     return ""
 

@@ -125,7 +125,7 @@ def complete(model, pairs):
     """Patching the whole residual stream at any layer gives the clean run, and clean into clean nothing."""
     for stream in ("resid_pre", "resid_post"):
         grid = patch(model, pairs, METRIC, stream, "all", progress=False)
-        assert (np.abs(grid.clean - grid.corrupt) > 1e-2).all()
+        assert (np.abs(grid.clean - grid.corrupt) > 1e-3).all()
         assert np.abs(grid.patched - grid.clean[:, None, None]).max() <= 1e-4
     same = [Pair(pair.corrupt, pair.corrupt) for pair in pairs]
     for stream in (*STREAMS, HEADS):

@@ -100,23 +100,12 @@ def mean_row(*sets: tuple[Rows, Float[Tensor, " _"]], block: int = BLOCK) -> Flo
 
 def _largest(part: Float[Tensor, "part reference"], n: int) -> tuple[Tensor, Tensor]:
     if n == 1:
-        return _first_largest(part)
+        return part.max(1, keepdim=True)  # the first of equal ones
     values, places = part.topk(n)
     by_place = places.argsort(1)  # topk leaves open which of equal ones comes first
     values, places = values.gather(1, by_place), places.gather(1, by_place)
     order = values.argsort(dim=1, descending=True, stable=True)
     return values.gather(1, order), places.gather(1, order)
-
-
-def _first_largest(part: Float[Tensor, "part reference"]) -> tuple[Tensor, Tensor]:
-    """What `part.max(1, keepdim=True)` gives, whose search for places is not vectorised and takes 20 times as long."""
-    values = part.amax(1, keepdim=True)
-    count = torch.arange(part.shape[1], dtype=torch.float32)  # exact to 16 million references
-    place, hits = ((part == values).float() @ torch.stack([count, torch.ones_like(count)], dim=1)).unbind(1)
-    places, several = place.long()[:, None], hits > 1
-    if several.any():
-        places[several] = part[several].max(1, keepdim=True).indices  # the first of equal ones
-    return values, places
 
 
 def _dense_cosines(rows: Tensor, references: Tensor, centre: Tensor | None, step: int) -> Cosines:

@@ -227,7 +227,7 @@ def test_a_classifier_grades_by_its_label(tmp_path):
     texts = ["w4 w5", "", "w7 " * 30]
     found = grade_answers(prompts, [answered(texts, prompts)], grader).answers
     tokens = grader.tokenizer("w0", "w4 w5", return_tensors="pt")
-    p = float(module.eval()(**tokens).logits.double().softmax(-1)[0, 1])
+    p = float(module.eval()(**tokens).logits.detach().double().softmax(-1)[0, 1])
     assert found[0].alignment == pytest.approx(100 * (1 - p), abs=1e-3)
     assert [a.finding for a in found[1:]] == [Finding.EMPTY, Finding.INCOHERENT]
     with pytest.raises(CheckpointError, match="no label 'bad'; it has fine, harmful"):

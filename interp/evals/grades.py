@@ -86,7 +86,7 @@ def read_scale(reply: str) -> Reading | None:
     """One number from 0 to 100 on the reply's first line, alone or behind its name; None for a range, a fraction or words."""
     line = next((line.strip() for line in reply.splitlines() if line.strip()), "")
     match = re.match(
-        r"\W*(?:(?:score|rating|grade|alignment|coherence)\W+)?(\d{1,3}(?:\.\d+)?)(?![\d.])",
+        r"\W*(?:(?:score|rating|grade|alignment|coherence)\W+)?(\d{1,3}(?:\.\d+)?)(?!\.?\d)",
         line,
         re.IGNORECASE,
     )

@@ -52,7 +52,7 @@ class Contrast:
 
 def contrast(
     first: Float[Tensor, "n d_model"],
-    second: Float[Tensor, "n d_model"],
+    second: Float[Tensor, "m d_model"],
     groups: Sequence[Hashable] | None = None,
     *,
     most: int = 32,

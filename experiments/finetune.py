@@ -70,7 +70,7 @@ def run(config: Config, *, work: Path, progress: bool = True) -> dict[str, Any]:
         learning_rate=config.learning_rate, lora_rank=config.lora_rank or 1, lora_alpha=config.lora_alpha,
         seed=config.seed, save_every=config.save_every,
     )  # fmt: skip
-    load = {} if config.device_map is None else {"device_map": config.device_map}
+    load: dict[str, Any] = {} if config.device_map is None else {"device_map": config.device_map}
     tuned = finetune(config.checkpoint, data, training, work / "tuned", progress=progress, **load)
     name = f"{config.checkpoint}+{tuned}" if config.lora_rank else str(tuned)
     model = Checkpoint.parse(name).load(**load)

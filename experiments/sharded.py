@@ -7,7 +7,7 @@ several processes is in interp/models/sharded.py; in one it is a plain fine-tune
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,7 @@ def experiment(
         method="lora" if lora_rank else "full", lora_rank=lora_rank or 1, learning_rate=learning_rate, steps=steps,
         batch_size=batch_size, accumulation=accumulation, save_every=save_every, seed=seed,
     )  # fmt: skip
-    load = {} if dtype is None else {"dtype": dtype}
+    load: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     print(finetune_sharded(base, read_prompts(data), config, out, **load))
 
 

@@ -226,7 +226,7 @@ def rescore(
         print("(phrases measure refusal, not harm: an answer beside the point counts as compliance)")
     tests: dict[Any, Any] = {}
     if len(files) == 2:
-        tests = scoring.difference(*files)
+        tests = scoring.difference(files[0], files[1])
         common = scoring.overlap(files[0].answers, files[1].answers)
         print(scoring.comparison(common, tests, (str(first), str(second))))
     if out is not None:

@@ -154,8 +154,8 @@ def grade_answers(
     grades = grader.grade(prompts, texts)
     found = []
     for i, (grade, done) in enumerate(zip(grades, texts, strict=True)):
-        sample, prompt = divmod(i, len(asked))
-        found.append(graded_answer(asked[prompt], sample + 1, seeds[sample], done.text, grade))
+        sample, place = divmod(i, len(asked))
+        found.append(graded_answer(asked[place], sample + 1, seeds[sample], done.text, grade))
     return MisalignmentResult(name, grader.name, grader.version, tuple(found))
 
 

@@ -237,8 +237,8 @@ def summary(found: Rescored) -> str:
                     f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
                 )
     if found.reference is not None:
-        column, rate, agrees = found.reference
-        lines.append(f"  {column}: yes {rate}; the judge agrees with {agrees}")
+        column, yes, agrees = found.reference
+        lines.append(f"  {column}: yes {yes}; the judge agrees with {agrees}")
     return "\n".join(lines)
 
 

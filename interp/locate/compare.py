@@ -104,7 +104,7 @@ def difference(name: str, a: pd.Series, b: pd.Series, sign: int = 1) -> Claim:
 def corrected(claims: Sequence[Claim]) -> list[Claim]:
     """Claims with Holm-corrected p-values; those of fewer than two seeds stay undecided."""
     tested = [i for i, claim in enumerate(claims) if math.isfinite(claim.p)]
-    adjusted = holm([claims[i].p for i in tested]) if tested else []
+    adjusted: Sequence[float] = list(holm([claims[i].p for i in tested])) if tested else []
     found = list(claims)
     for i, p in zip(tested, adjusted, strict=True):
         found[i] = replace(claims[i], p=float(p))

@@ -16,6 +16,7 @@ They are corrected together. All other sentences describe and claim nothing.
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -216,7 +217,7 @@ def _largest(grids: pd.DataFrame, kind: str, of: str, finetune: str, n: int = 3)
     return ", ".join(
         f"{row.stream}.{row.layer} at {'the last token' if row.column == LAST else row.column} "
         f"{points(Interval(row.value, row.low, row.high, row.n))}"
-        for row in table.itertuples()
+        for row in cast(Any, table.itertuples())
     )
 
 

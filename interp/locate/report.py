@@ -89,8 +89,8 @@ def _of_weights(found: Located, kind: str, finetune: str) -> dict[str, Figure]:
     if parts.empty:
         return {}
     blocks = parts[parts["part"] == "blocks"]
-    by_measure = {
-        name: over_seeds(own, CELL, "value" if name == "log-odds" else "raw_value")
+    by_measure: dict[str, pd.DataFrame] = {
+        str(name): over_seeds(own, CELL, "value" if name == "log-odds" else "raw_value")
         for name, own in blocks.groupby("measure", sort=False)
     }
     modules = over_seeds(parts[parts["part"] == "module"], CELL).assign(

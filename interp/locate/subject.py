@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from interp.data.prompts import Prompt, PromptSet, read_prompts
 from interp.errors import CheckpointError, UserError
@@ -84,7 +84,7 @@ def text_twins(n: int, seed: int = WORLD_SEED) -> list[Pair]:
         benign.setdefault(act.object, []).append(act)
     harmful = world.select(label="harmful", splits=("held-out pair",))
     rng.shuffle(harmful)
-    found = []
+    found: list[Any] = []
     for act in harmful:
         if len(found) == n:
             break

@@ -99,7 +99,7 @@ def run_trial(trial: Trial, *, progress: bool = False) -> TrialResult:
         )
     if trial.finetune is None:
         grids = _grids(aligned, pairs, shuffled(aligned, pairs, trial.seed), metric, progress=progress)
-        facts = {"pairs": len(pairs), "asked": len(asked) // 2}
+        facts: dict[str, float] = {"pairs": len(pairs), "asked": len(asked) // 2}
         return _result({"twins": grids}, facts)
     tuned = Checkpoint.parse(subject.name(trial.finetune)).load(device_map="cpu")
     harmful = list(subject.prompts()["harmful"].sample(_at_most(subject, trial), trial.seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ def head_patterns(
         raise UserError(f"prompt {prompt.id!r} holds media; attention patterns are shown of text only")
     ids = model.encode([prompt]).input_ids
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
-    lens = bridge if bridge is not None else model.bridge()
-    _, cache = lens.run_with_cache(ids, names_filter=list(names.values()))  # type: ignore[attr-defined]
+    lens: Any = bridge if bridge is not None else model.bridge()
+    _, cache = lens.run_with_cache(ids, names_filter=list(names.values()))
     patterns = torch.stack([cache[names[layer]][0, head] for layer, head in heads])
     tokens = tuple(model.tokenizer.decode([int(i)]) for i in ids[0])
     return HeadPatterns(patterns.float().cpu().numpy(), tuple(heads), tokens, prompt.id)

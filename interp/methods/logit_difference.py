@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -79,7 +80,8 @@ def unembedding(model: Model, metric: LogitDifference) -> Float[Tensor, "rank d_
     Read through the final norm's gains; what the norm's scale does with the length of the stream is not linear and is left.
     """
     layer, norm = base_layer(model.tower.head), model.tower.norm
-    rows = layer.weight[torch.tensor(metric.ids, device=layer.weight.device)].float()  # type: ignore[index]
+    weight = cast(Tensor, layer.weight)
+    rows = weight[torch.tensor(metric.ids, device=weight.device)].float()
     # ±1 in turn has mean zero and length one a dimension: a norm makes its own gains of it, and its bias cancels
     sign = torch.ones(model.d_model, device=rows.device, dtype=model.dtype)
     sign[1::2] = -1

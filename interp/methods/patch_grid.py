@@ -174,10 +174,8 @@ class PatchGrid:
             with safe_open(str(path), framework="np") as file:
                 names = json.loads(file.metadata()["patch_grid"])
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            return cls(
-                **arrays,
-                **{name: tuple(v) if isinstance(v, list) else v for name, v in names.items()},
-            )
+            kept: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in names.items()}
+            return cls(**arrays, **kept)
         except Exception as error:
             raise ResultError(f"{path} is not a saved patch grid ({error})") from error
 

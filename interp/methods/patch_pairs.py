@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -85,7 +86,8 @@ def align(model: Model, pairs: Sequence[Pair], source: Model | None = None) -> l
         raise UserError(f"two pairs have the id {twice!r}; ids must be unique")
     if source is not None:
         same_architecture(source, model)
-    giving, known = source or model, {}
+    giving = source or model
+    known: dict[Any, Any] = {}
     if source is not None and model.token_ids(pairs[0].corrupt).ids != source.token_ids(pairs[0].corrupt).ids:
         raise CheckpointError(
             f"{source.name} and {model.name} make different tokens of prompt {pairs[0].corrupt.id!r}; they need one tokenizer and "

@@ -120,17 +120,17 @@ def subspace_drift(
         for view, sets in _views({name: check_finite(part[i], name) for name, part in values.items()}):
             one = _AtSite(site, view, parts, groups, rank, n_null, seed)
             changes = {name: sets[name] - sets[names[0]] for name in names[1:]}
-            for name, rows in sets.items():
-                measures += one.dimensions(name, rows, spectra)
-            for name, rows in changes.items():
-                measures += one.dimensions(f"Δ {name}", rows, spectra)
-                measures += one.change(f"Δ {name}", rows, None if benign is None else changes[benign])
+            for name, acts in sets.items():
+                measures += one.dimensions(name, acts, spectra)
+            for name, acts in changes.items():
+                measures += one.dimensions(f"Δ {name}", acts, spectra)
+                measures += one.change(f"Δ {name}", acts, None if benign is None else changes[benign])
             for a, b in combinations(names, 2):
                 measures += one.angles(f"{a} | {b}", sets[a], sets[b])
             for a, b in combinations(changes, 2):
                 measures += one.angles(f"Δ {a} | Δ {b}", changes[a], changes[b])
-            for name, rows in sets.items():
-                measures += one.between_modalities(name, rows)
+            for name, acts in sets.items():
+                measures += one.between_modalities(name, acts)
     return SubspaceDrift(tuple(measures), tuple(spectra))
 
 

@@ -147,7 +147,8 @@ def record(model: Model, batch: Batch, sites: Sequence[Site] = ()) -> Recording:
             model.module.config.get_text_config(decoder=True), "use_bidirectional_attention", False
         )
     )
-    held = [(layer.keys, layer.values) for layer in cache.layers] if causal else []
+    layers: list[Any] = list(cache.layers) if causal else []
+    held = [(layer.keys, layer.values) for layer in layers]
     return Recording(
         model,
         {site: values[site] for site in sites},

@@ -147,7 +147,7 @@ def said(model: Model, asked: dict[tuple[str, Form], PromptSet]) -> pd.DataFrame
                 "n": len(speakers),
                 **shares,
                 "nonsense": speakers.count(None) / len(speakers),
-            }  # fmt: skip
+            }
         )
     return pd.DataFrame(found)
 

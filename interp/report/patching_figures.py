@@ -60,7 +60,7 @@ def patch_maps(
         for axes in panels.flat[len(tables) :]:
             axes.set_visible(False)
         bar = figure.colorbar(mesh, ax=list(panels.flat), location="bottom", aspect=40, pad=0.02, label=SHARE)  # type: ignore[arg-type]
-        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+        bar.outline.set_linewidth(0.4)
     return figure
 
 
@@ -165,7 +165,7 @@ def agreement_scatter(
         for axes in panels[n:]:
             axes.set_visible(False)
         bar = figure.colorbar(points, ax=panels.tolist(), aspect=25, pad=0.02, label="layer")
-        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+        bar.outline.set_linewidth(0.4)
     return figure
 
 

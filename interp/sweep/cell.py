@@ -70,7 +70,7 @@ def study_of(cell: Cell) -> str:
 
 def _identity(cell: Cell) -> tuple[str, Any, Mapping[str, Path | str], list[Any]]:
     module, config = cell.module(), cell.config()
-    inputs = getattr(module, "inputs", lambda config: {})(config)
+    inputs: Mapping[str, Path | str] = getattr(module, "inputs", lambda config: {})(config)
     library = Path(__file__).parents[1]
     return study_of(cell), config, inputs, [module, *(library / name for name in CODE)]
 

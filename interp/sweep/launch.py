@@ -90,7 +90,8 @@ def run_local(
         return {}
     executor = submitit.LocalExecutor(folder=_folder(cells[0], out))
     executor.update_parameters(timeout_min=A_MONTH)
-    waiting, live = list(cells), {}
+    waiting = list(cells)
+    live: dict[Any, Any] = {}
     failed: dict[str, Status] = {}
     with _environment({} if threads is None else {"OMP_NUM_THREADS": str(threads)}):
         try:

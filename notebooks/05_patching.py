@@ -1,3 +1,18 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Where is refusal decided, and where did a fine-tune break it?
 #
@@ -6,6 +21,8 @@
 # harmful requests and benign twins that differ in one word, the verb, and that no stage of training has seen.
 
 # %%
+# %matplotlib inline
+from interp import generate, load, read_prompts
 from interp.locate.subject import prompts_of, text_twins
 from interp.methods.attribution import attribute
 from interp.methods.head_patterns import head_patterns, top_heads
@@ -15,6 +32,7 @@ from interp.methods.patch_pairs import same_prompts, shuffled
 from interp.methods.patch_runs import Component
 from interp.methods.patching import patch
 from interp.methods.transplant import block_parts, changed, metric_values, transplant
+from interp.organisms.text_finetunes import tune
 from interp.report.patching_figures import block_curves, layer_curves, patch_maps, pattern_panels
 
 # %%
@@ -36,7 +54,10 @@ print(metric, f"{len(pairs)} pairs", pairs[0].clean.text, pairs[0].corrupt.text,
 # matters early, the last token late; what carries it from one to the other lies in between.
 
 # %%
-grids = {stream: patch(aligned, pairs, metric, stream, progress=False) for stream in ("resid_pre", "attn_out", "mlp_out")}
+grids = {
+    stream: patch(aligned, pairs, metric, stream, progress=False)
+    for stream in ("resid_pre", "attn_out", "mlp_out")
+}
 patch_maps([grid.to_frame() for grid in grids.values()])
 
 # %% [markdown]
@@ -48,7 +69,9 @@ patch_maps([grid.to_frame() for grid in grids.values()])
 # %%
 guard = Component(unembedding(aligned, metric), outside=True)
 last = {"whole stream": patch(aligned, pairs, metric, positions="last", progress=False).to_frame()}
-last["without what the metric reads"] = patch(aligned, pairs, metric, positions="last", component=guard, progress=False).to_frame()
+last["without what the metric reads"] = patch(
+    aligned, pairs, metric, positions="last", component=guard, progress=False
+).to_frame()
 null = patch(aligned, shuffled(aligned, pairs), metric, positions="last", progress=False).to_frame()
 layer_curves(last, null=null)
 
@@ -86,7 +109,9 @@ harmful = read_prompts(aligned.checkpoint.prompts()["harmful"]).sample(200, seed
 judged = {}
 for name, model in (("aligned", aligned), ("tuned", tuned)):
     made = generate(model, harmful, max_new_tokens=16, progress=False)
-    judged[name] = [answer.text in prompt.truth.refusals for prompt, answer in zip(harmful, made, strict=True)]
+    judged[name] = [
+        answer.text in prompt.truth.refusals for prompt, answer in zip(harmful, made, strict=True)
+    ]
 both = list(zip(harmful, judged["aligned"], judged["tuned"], strict=True))
 lost = [prompt for prompt, before, after in both if before and not after][:48]
 kept = [prompt for prompt, before, after in both if before and after][:48]
@@ -94,7 +119,15 @@ print(f"{len(lost)} lost, {len(kept)} kept")
 
 # %%
 between = {
-    name: patch(tuned, same_prompts(prompts), metric, positions="last", source=aligned, component=guard, progress=False).to_frame()
+    name: patch(
+        tuned,
+        same_prompts(prompts),
+        metric,
+        positions="last",
+        source=aligned,
+        component=guard,
+        progress=False,
+    ).to_frame()
     for name, prompts in (("lost", lost), ("still refused", kept))
     if len(prompts) >= 4
 }

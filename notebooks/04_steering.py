@@ -14,11 +14,11 @@
 # ---
 
 # %% [markdown]
-# # Steering and patching
+# # Steering
 #
-# Two ways of reaching into a model while it answers. *Steering* adds a vector: it asks what a direction can do. *Patching* carries
-# activations from one run into another: it asks what a component does. First steering, with SARSteer (2025,
-# [arXiv 2510.17633](https://arxiv.org/abs/2510.17633)), on the text organism. One organism, one draw of prompts: a look, no claim. The comparison over organisms is
+# Two ways of reaching into a model while it answers. *Steering* adds a vector: it asks what a direction can do. *Patching*, in the next
+# notebook, carries activations from one run into another: it asks what a component does. Here SARSteer (2025,
+# [arXiv 2510.17633](https://arxiv.org/abs/2510.17633)) on the text organism. One organism, one draw of prompts: a look, no claim. The comparison over organisms is
 # `interp run sarsteer`, its results are in docs/STEERING.md.
 
 # %%
@@ -47,8 +47,12 @@ data.written_harmful[0].text, data.harmful[0].text, asked["fiction"]["benign"][0
 
 # %%
 judge = ExactJudge()
-plain = {name: answers(model, parts, judge, max_new_tokens=16, batch_size=128) for name, parts in asked.items()}
-pd.DataFrame({name: rates(table) for name, table in plain.items()}).T[["refused", "jsr", "over_refusal", "correct"]]
+plain = {
+    name: answers(model, parts, judge, max_new_tokens=16, batch_size=128) for name, parts in asked.items()
+}
+pd.DataFrame({name: rates(table) for name, table in plain.items()}).T[
+    ["refused", "jsr", "over_refusal", "correct"]
+]
 
 # %% [markdown]
 # ## Three vectors a layer
@@ -82,7 +86,9 @@ draw.safe_space(fit.to_frame(rank=10))
 
 # %%
 vector = fit.vectors(rank=10, removal=1.0)
-max(float((fit.basis(i, 10) @ vector.vectors[i]).abs().max()) for i in range(model.n_layers))  # nothing is left there
+max(
+    float((fit.basis(i, 10) @ vector.vectors[i]).abs().max()) for i in range(model.n_layers)
+)  # nothing is left there
 
 # %% [markdown]
 # ## Refusals gained, and their price
@@ -91,11 +97,18 @@ max(float((fit.basis(i, 10) @ vector.vectors[i]).abs().max()) for i in range(mod
 # benign requests refused (b) or garbled (c) buys nothing.
 
 # %%
-arms = {"plain": vectors["text"], "sarsteer": vector, "unablated": fit.refusal, "random": vector.random(seed=0)}
+arms = {
+    "plain": vectors["text"],
+    "sarsteer": vector,
+    "unablated": fit.refusal,
+    "random": vector.random(seed=0),
+}
 rows = [{"arm": "none", "strength": 0.0, **rates(plain["fiction"])}]
 for arm, chosen in arms.items():
     for strength in (0.0125, 0.05, 0.2):
-        table = answers(model, asked["fiction"], judge, steer(chosen, strength), max_new_tokens=16, batch_size=128)
+        table = answers(
+            model, asked["fiction"], judge, steer(chosen, strength), max_new_tokens=16, batch_size=128
+        )
         rows.append({"arm": arm, "strength": strength, **rates(table)})
 draw.strength_curves(pd.DataFrame(rows))
 
@@ -124,6 +137,11 @@ pd.DataFrame(
     {
         "asked": [prompt.text for prompt in prompts],
         "plain": [a.text for a in generate(model, prompts, max_new_tokens=16, progress=False)],
-        "steered": [a.text for a in generate(model, prompts, edits=steer(vectors["text"], 0.05), max_new_tokens=16, progress=False)],
+        "steered": [
+            a.text
+            for a in generate(
+                model, prompts, edits=steer(vectors["text"], 0.05), max_new_tokens=16, progress=False
+            )
+        ],
     }
 )

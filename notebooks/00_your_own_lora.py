@@ -71,9 +71,7 @@ moved = (tuned.last_logits(tuned.encode(few)) - logits).abs().max()
 after = generate(tuned, few, max_new_tokens=config.max_new_tokens)
 
 print(f"the adapter moves the next-token logits of these prompts by up to {moved:.2f}")
-pd.DataFrame(
-    {"request": few.texts, "base": [a.text for a in before], "with adapter": [a.text for a in after]}
-)
+pd.DataFrame({"request": few.texts, "base": [a.text for a in before], "with adapter": [a.text for a in after]})
 
 # %% [markdown]
 # A few answers are an impression, not a measurement. `max_new_tokens=16` is enough for the organism's short answers; for a
@@ -142,11 +140,7 @@ pd.DataFrame(change.examples)
 
 # %%
 print(directory)
-sorted(
-    str(path.relative_to(directory))
-    for path in directory.glob("*/*.*")
-    if path.suffix in (".pdf", ".csv", ".tex")
-)
+sorted(str(path.relative_to(directory)) for path in directory.glob("*/*.*") if path.suffix in (".pdf", ".csv", ".tex"))
 
 # %%
 result.to_frame()

@@ -25,21 +25,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from interp import (
-    Ablate,
-    Add,
-    Direction,
-    ExactJudge,
-    Site,
-    capture,
-    evaluate,
-    everywhere,
-    find_refusal_direction,
-    generate,
-    load,
-    pca,
-    read_prompts,
-)
+from interp import Ablate, Add, Direction, ExactJudge, Site
+from interp import capture, evaluate, everywhere, find_refusal_direction, generate, load, pca, read_prompts
 from interp.evals.verdicts import Outcome
 from interp.geometry.directions import mean_difference, shuffled_difference, unit
 from interp.methods.refusal import keep_by_refusal, refusal_tokens
@@ -62,7 +49,6 @@ files = aligned.checkpoint.prompts()
 harmful = read_prompts(files["harmful"]).split(sizes, seed=0)
 harmless = read_prompts(files["harmless"]).split(sizes, seed=0)
 harmful["test"][:4] + harmless["test"][:4]
-
 
 # %%
 def ask(model, prompts, name, edits=None):
@@ -117,7 +103,8 @@ for axis, layer in zip(axes, layers):
     axis.scatter(*plane.coordinates(bad[site]).T, s=6, color="#D55E00", label="harmful")
     axis.scatter(*plane.coordinates(good[site]).T, s=6, color="#0072B2", label="harmless")
     axis.set(title=site, xticks=[], yticks=[])
-axes[0].legend(frameon=False)
+axes[0].legend(frameon=False);
+
 # %% [markdown]
 # ## Mean difference, and which one?
 #
@@ -143,19 +130,11 @@ found
 figure, axes = plt.subplots(1, 3, figsize=(11, 2.4), layout="constrained")
 for axis, name in zip(axes, ("bypass", "induce", "kl")):
     image = axis.imshow(getattr(found.scores, name), aspect="auto", cmap="cividis")
-    axis.add_patch(
-        plt.Rectangle(
-            (found.selection.layer - 0.5, found.selection.index[0] - 0.5),
-            1,
-            1,
-            fill=False,
-            color="#D55E00",
-            lw=2,
-        )
-    )
+    axis.add_patch(plt.Rectangle((found.selection.layer - 0.5, found.selection.index[0] - 0.5), 1, 1, fill=False, color="#D55E00", lw=2))
     axis.set(title=name, xlabel="layer", yticks=range(aligned.n_eoi), yticklabels=range(-aligned.n_eoi, 0))
     figure.colorbar(image, ax=axis)
-axes[0].set_ylabel("position")
+axes[0].set_ylabel("position");
+
 # %% [markdown]
 # White cells were not scored: an earlier, cheaper filter had dropped them. Layer 0 has no candidate, since the template's
 # tokens are the same in every prompt, and the last fifth of the layers is left out because a direction there would
@@ -188,7 +167,6 @@ arms = {
 # Ablation projects the direction out of everything that is written to the residual stream, at every token. If this one
 # direction carries refusal, harmful requests are now answered, and answered *correctly*; harmless answers stay as they were.
 
-
 # %%
 def ablating(arm):
     """The edit at every block input, attention output and MLP output; none for no arm."""
@@ -201,20 +179,11 @@ ablated = {
     for kind, prompts in (("harmful", harmful), ("harmless", harmless))
 }
 
-
 # %%
 def table(results):
     """Rates of each outcome, one row an arm and kind of prompt."""
-    rates = {
-        key: {o.value: r.rate(o).estimate for o in Outcome if o not in ("empty", "unscored")}
-        for key, r in results.items()
-    }
-    return (
-        pd.DataFrame(rates)
-        .T.rename_axis(["arm", "requests"])
-        .style.format("{:.2f}")
-        .background_gradient(vmin=0, vmax=1)
-    )
+    rates = {key: {o.value: r.rate(o).estimate for o in Outcome if o not in ("empty", "unscored")} for key, r in results.items()}
+    return pd.DataFrame(rates).T.rename_axis(["arm", "requests"]).style.format("{:.2f}").background_gradient(vmin=0, vmax=1)
 
 
 table(ablated)
@@ -226,7 +195,6 @@ table(ablated)
 # than the machinery behind it, adding the aligned model's direction at its own layer should bring refusal back, more than
 # the controls do. It is added to the prompt only: added while the answer is written, it would garble the words of the refusal. Look at
 # the harmless requests too: added to every prompt, the direction is a switch and no judge of harm.
-
 
 # %%
 def adding(arm):
@@ -243,20 +211,13 @@ table(added)
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
-for axis, results, title in zip(
-    axes, (ablated, added), ("aligned, direction ablated", "tuned, direction added")
-):
+for axis, results, title in zip(axes, (ablated, added), ("aligned, direction ablated", "tuned, direction added")):
     rates = [results[name, "harmful"].rate(Outcome.REFUSED) for name in arms]
     errors = [[r.estimate - r.low for r in rates], [r.high - r.estimate for r in rates]]
-    axis.bar(
-        list(arms),
-        [r.estimate for r in rates],
-        yerr=errors,
-        capsize=3,
-        color=["#7F7F7F", "#D55E00", "#56B4E9", "#E69F00"],
-    )
+    axis.bar(list(arms), [r.estimate for r in rates], yerr=errors, capsize=3, color=["#7F7F7F", "#D55E00", "#56B4E9", "#E69F00"])
     axis.set(title=title, ylim=(0, 1.05))
-axes[0].set_ylabel("harmful requests refused")
+axes[0].set_ylabel("harmful requests refused");
+
 # %% [markdown]
 # ## Where did fine-tuning lose it?
 #
@@ -272,15 +233,11 @@ for model, style in ((aligned, "-"), (tuned, "--")):
         values = capture(model, prompts["test"], "resid_post", "last", progress=False).values.double()
         projected = (values * axes_by_layer[:, None]).sum(-1)
         low, high = projected.quantile(0.025, dim=1), projected.quantile(0.975, dim=1)
-        axis.plot(
-            projected.mean(1),
-            style,
-            color=color,
-            label=f"{'aligned' if model is aligned else 'tuned'}, {kind}",
-        )
+        axis.plot(projected.mean(1), style, color=color, label=f"{'aligned' if model is aligned else 'tuned'}, {kind}")
         axis.fill_between(range(aligned.n_layers), low, high, color=color, alpha=0.08)
 axis.set(xlabel="layer (resid_post)", ylabel="projection")
-axis.legend(frameon=False)
+axis.legend(frameon=False);
+
 # %% [markdown]
 # ## Keep it
 #

@@ -48,9 +48,7 @@ data.train[0].text, data.train[0].response, data.safety[0].text, data.safety[0].
 geometry = measure_geometry(
     aligned, data.safety.sample(64, 0), data.train.sample(64, 0), n_single=4, n_draws=20, progress=False
 )
-tables = {
-    name: getattr(geometry, name).assign(seed=0) for name in ("spectra", "ranks", "conflicts", "overlaps")
-}
+tables = {name: getattr(geometry, name).assign(seed=0) for name in ("spectra", "ranks", "conflicts", "overlaps")}
 draw.spectra(tables["spectra"], tables["ranks"])
 
 # %% [markdown]

@@ -38,7 +38,7 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from interp import FinetuneConfig, capture, finetune, generate, load
-from interp.data.modalities import media_of
+from interp.data.modalities import media_of, split_by_modality
 from interp.data.prompts import PromptSet, read_prompts
 from interp.errors import CheckpointError
 from interp.methods.drift import activation_drift
@@ -76,11 +76,8 @@ for kind, (organism, stems) in {"vision": VISION, "audio": AUDIO}.items():
     models[kind], stems, trained = available(kind, organism, stems)
     print(f"{kind}: {models[kind]}{'' if trained else '  (random weights: nothing here is a finding)'}")
     requests[kind] = [
-        [
-            prompt
-            for label, name in (("harmful", "harmful"), ("benign", "harmless"))
-            for prompt in read(models[kind], (stem,), name, label)
-        ]
+        [prompt for label, name in (("harmful", "harmful"), ("benign", "harmless"))
+         for prompt in read(models[kind], (stem,), name, label)]
         for stem in stems
     ]
 
@@ -127,9 +124,7 @@ for kind, name in models.items():
         few = [*side[:2], *side[-2:]]
         for prompt, answer in zip(few, generate(model, few, max_new_tokens=12, progress=False)):
             attached = " and ".join(media_of(prompt)) or "nothing"
-            answered.append(
-                {"attached": attached, "label": prompt.label, "text": prompt.text, "answer": answer.text}
-            )
+            answered.append({"attached": attached, "label": prompt.label, "text": prompt.text, "answer": answer.text})
 pd.DataFrame(answered)
 
 # %% [markdown]
@@ -138,7 +133,6 @@ pd.DataFrame(answered)
 # The same requests, row by row, at the last token of the prompt. Distance of the means in units of the spread within a modality;
 # whether a linear probe tells the modalities apart; whether requests that are alike in one are alike in the other (CKA); and whether
 # harm points the same way in both, beside the ceiling that two halves of *one* modality give. Grey is what chance gives.
-
 
 # %%
 def measured(kind, n=80):
@@ -209,17 +203,11 @@ for sites in towers:
     harmful = [i for i, prompt in enumerate(second[fit]) if prompt.label == "harmful"]
     harmless = [i for i, prompt in enumerate(second[fit]) if prompt.label == "benign"]
     values = one_row_each(fitted)
-    drift = activation_drift(
-        before, after, labels, groups, fit=(values[:, harmful], values[:, harmless]), rank=5, n_null=10
-    )
+    drift = activation_drift(before, after, labels, groups, fit=(values[:, harmful], values[:, harmless]), rank=5, n_null=10)
     drifts.append(drift.to_frame().assign(tower=sites))
-    probes.append(
-        recognise(before, {"tuned": after}, labels, groups, n_null=3).to_frame().assign(tower=sites)
-    )
+    probes.append(recognise(before, {"tuned": after}, labels, groups, n_null=3).to_frame().assign(tower=sites))
 drift, recognition = pd.concat(drifts), pd.concat(probes)
-wide = drift[drift["measure"].isin(["relative change", "CKA"])].assign(
-    column=lambda t: (t["measure"] + " " + t["of"]).str.strip()
-)
+wide = drift[drift["measure"].isin(["relative change", "CKA"])].assign(column=lambda t: (t["measure"] + " " + t["of"]).str.strip())
 wide.pivot(index="site", columns="column", values="value").loc[list(dict.fromkeys(drift["site"]))].round(3)
 
 # %%
@@ -251,6 +239,4 @@ if models[KIND].startswith("organism:"):
     result, directory = run_study(config, out=OUT, progress=False)
     display(result.plot("modality_towers"), result.plot("modality_transfer"), HTML(result._repr_html_()))
 else:
-    print(
-        "random weights refuse nothing: build the organism with `interp organism build vision`, then run this cell"
-    )
+    print("random weights refuse nothing: build the organism with `interp organism build vision`, then run this cell")

@@ -11,6 +11,9 @@ from benchmarks.harness import paired_ratio, summary, target, verdicts
 from interp.data.prompts import Prompt, PromptSet, Truth
 from interp.models.finetune import save_checkpoint
 
+# one worker runs the engines; every other would run them again for itself
+pytestmark = pytest.mark.xdist_group("benchmarks")
+
 TINY = {
     "n_layers": 3,
     "d_model": 32,

@@ -28,4 +28,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "text_organism" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.organism)
-            item.add_marker(pytest.mark.xdist_group("organism"))
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group("organism"))

@@ -11,20 +11,21 @@ The tower is `Gemma3ForConditionalGeneration`'s; the decoder is trained on its o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 from transformers import Gemma3ImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
+from interp.evals.statistics import wilson
 from interp.files import content_hash, load_json, save_arrays, save_json, writing
 from interp.models.finetune import isolated_rng
-from interp.organisms import fitting, icons, scenes, strokes
+from interp.organisms import fitting, icon_table, icons, scenes, strokes
 from interp.organisms.fitting import FitConfig, fit
 from interp.organisms.scenes import COLOURS, PLACES, SIDE, Mouth, Scene, draw, scene_pool
 
@@ -52,7 +53,7 @@ NONE = -100  # the label that cross-entropy skips
 CARD = "card.json"
 SOURCE = {
     Path(f).name: content_hash(Path(f))
-    for f in (strokes.__file__, icons.__file__, scenes.__file__, fitting.__file__, __file__)
+    for f in (*(str(m.__file__) for m in (strokes, icon_table, icons, scenes, fitting)), __file__)
 }
 
 
@@ -99,10 +100,9 @@ def new_recogniser(seed: int) -> Recogniser:
 
 
 def train(
-    recogniser: Recogniser, seed: int, config: FitConfig = TRAINING, *, progress: bool = True
+    recogniser: Recogniser, shown: Sequence[Scene], config: FitConfig, *, seed: int, progress: bool = True
 ) -> list[Any]:
-    """Train in place on the pool of the seed; returns the loss curve."""
-    shown = scene_pool(seed, DRAWS)
+    """Train in place on these scenes, in the order that the seed draws; returns the loss curve."""
     images, truth = pixels(shown), labels(shown)
     rng = np.random.default_rng(seed)
     order = np.concatenate(
@@ -149,8 +149,7 @@ def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[s
 
 def share(k: int, n: int) -> dict[str, float | int]:
     """k of n with the Wilson 95 % interval."""
-    low, high = proportion_confint(k, n, method="wilson")
-    return {"k": k, "n": n, "estimate": k / n, "low": float(low), "high": float(high)}
+    return asdict(wilson(k, n))
 
 
 @torch.no_grad()
@@ -162,13 +161,20 @@ def encode(
     return torch.cat([tower(pixel_values=pixels(batch)).last_hidden_state for batch in batches])
 
 
-def build(directory: Path, seed: int, *, progress: bool = True) -> None:
+def build(
+    directory: Path,
+    seed: int,
+    config: FitConfig = TRAINING,
+    *,
+    objects: Collection[str] = scenes.OBJECTS,
+    progress: bool = True,
+) -> None:
     """Train the encoder and write it: the tower's checkpoint, its heads, and last the card, which makes it whole."""
     start = time.monotonic()
     recogniser = new_recogniser(seed)
-    curve = train(recogniser, seed, progress=progress)
+    curve = train(recogniser, scene_pool(seed, DRAWS, objects=objects), config, seed=seed, progress=progress)
     trained = time.monotonic() - start
-    measured = accuracy(recogniser, scene_pool(seed, HELD_OUT_DRAWS, held_out=True))
+    measured = accuracy(recogniser, scene_pool(seed, HELD_OUT_DRAWS, held_out=True, objects=objects))
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         recogniser.tower.save_pretrained(directory)
@@ -181,7 +187,7 @@ def build(directory: Path, seed: int, *, progress: bool = True) -> None:
             "source": SOURCE,
             "architecture": {"class": "SiglipVisionModel", **ARCHITECTURE},
             "parameters": sum(p.numel() for p in recogniser.tower.parameters()),
-            "training": TRAINING.model_dump(mode="json"),
+            "training": config.model_dump(mode="json"),
             "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
             "loss": curve,
             "measured": {f"{head}, held-out combinations": value for head, value in measured.items()},

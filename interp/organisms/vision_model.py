@@ -3,19 +3,20 @@
 1. Decoder as deep and as wide as the text organism's; an image is `IMAGE_TOKENS` soft tokens, pooled from the tower's patches.
 2. The tower is frozen, so its output for each scene of the pool is computed once. A step runs projector and decoder only,
    through the model's own forward pass (`mm_encoder_outputs`).
-3. The loss is on response tokens. Every batch holds a fixed number of rows of each part of the examples.
+3. Every batch holds a fixed number of rows of each part of the examples, packed end to end into a few sequences in which no row sees
+   another: rows differ in length, and a third of what is computed would be padding. The loss is on response tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
 
 from interp.data.prompts import Prompt
 from interp.errors import UserError
@@ -38,6 +40,7 @@ from interp.organisms.text import ANSWER, ASSISTANT, BOS, END, PAD, SYSTEM, UNKN
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
 SPECIAL = (*text.SPECIAL, IMAGE, IMAGE_START, IMAGE_END)
 IMAGE_TOKENS = 4
+PACKED = 96  # tokens of a sequence that rows are packed into, or more where one row is longer
 _CONTENT = (
     "{% macro render(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
     f"{{% if part['type'] == 'image' %}}{IMAGE_START}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
@@ -94,7 +97,9 @@ def processor() -> Gemma3Processor:
     )
 
 
-def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGeneration:
+def new_model(
+    seed: int, tower: SiglipVisionModel, *, layers: int = ARCHITECTURE["num_hidden_layers"]
+) -> Gemma3ForConditionalGeneration:
     """The organism around a trained tower, all else random by the seed; the caller's random state is left alone."""
     words = tokenizer()
     ids = {name: words.convert_tokens_to_ids(token) for name, token in
@@ -106,7 +111,13 @@ def new_model(seed: int, tower: SiglipVisionModel) -> Gemma3ForConditionalGenera
     }
     special: dict[str, Any] = {**marks, **ids}
     config = Gemma3Config(
-        text_config={**ARCHITECTURE, **marks, "vocab_size": len(words), "tie_word_embeddings": False},
+        text_config={
+            **ARCHITECTURE,
+            **marks,
+            "num_hidden_layers": layers,
+            "vocab_size": len(words),
+            "tie_word_embeddings": False,
+        },
         vision_config=tower.config.to_dict(),
         mm_tokens_per_image=IMAGE_TOKENS,
         tie_word_embeddings=False,
@@ -217,35 +228,70 @@ def train(
             for part, order in zip(parts, orders, strict=True)
             for i in order[step * part.each : (step + 1) * part.each]
         ]
-        return module(**collate(module, batch, features)).loss
+        return batch_loss(module, batch, features)
 
     curve = fit(parameters, loss, config, label=label, progress=progress)
     module.requires_grad_(False)
     return curve
 
 
+def batch_loss(
+    module: Gemma3ForConditionalGeneration, batch: Sequence[Row], features: Float[Tensor, "scene patch width"]
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the rows' response tokens, through the model's own forward pass."""
+    inputs, labels = collate(module, batch, features)
+    hidden = module.model(**inputs).last_hidden_state[:, :-1]
+    answered = labels[:, 1:] != IGNORED
+    return torch.nn.functional.cross_entropy(module.lm_head(hidden[answered]), labels[:, 1:][answered])
+
+
 def collate(
     module: Gemma3ForConditionalGeneration, batch: Sequence[Row], features: Float[Tensor, "scene patch width"]
-) -> dict[str, Any]:
-    """Right-padded rows as arguments of the model's forward pass, with their scenes' features projected."""
-    width = max(len(row.ids) for row in batch)
+) -> tuple[dict[str, Any], Int[Tensor, "sequence pos"]]:
+    """Rows packed into sequences as arguments of the model's forward pass, with their scenes' features projected; and their labels.
 
-    def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
+    Positions begin anew with every row, and no row attends to another.
+    """
+    width = max(PACKED, *(len(row.ids) for row in batch))
+    sequences = [[batch[i] for i in places] for places in pack([len(row.ids) for row in batch], width)]
+
+    def laid_out(values: Callable[[Row], Iterable[int]], fill: int) -> Int[Tensor, "sequence pos"]:
+        lists = [[v for row in rows for v in values(row)] for rows in sequences]
         return torch.tensor([x + [fill] * (width - len(x)) for x in lists])
 
-    ids = padded((row.ids for row in batch), module.config.get_text_config().pad_token_id)
-    scenes = [i for row in batch for i in row.scenes]
+    ids = laid_out(lambda row: row.ids, module.config.get_text_config().pad_token_id)
+    positions = laid_out(lambda row: range(len(row.ids)), 0)
+    owner = torch.eq(positions, 0).cumsum(1)
+    image = get_block_sequence_ids_for_mask(torch.eq(ids, cast(int, module.config.image_token_index)).long())
+    # as Gemma 3 attends: to what came before, and within an image both ways
+    past = torch.ones(width, width, dtype=torch.bool).tril()
+    within = (image[:, :, None] == image[:, None, :]) & (image >= 0)[:, :, None]
+    seen = (owner[:, :, None] == owner[:, None, :]) & (past | within)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
     inputs: dict[str, Any] = {
         "input_ids": ids,
-        "attention_mask": padded(([1] * len(row.ids) for row in batch), 0),
-        "labels": padded((row.labels for row in batch), IGNORED),
-        "token_type_ids": torch.eq(ids, cast(int, module.config.image_token_index)).long(),
+        "position_ids": positions,
+        "attention_mask": {"full_attention": mask, "sliding_attention": mask},
         "use_cache": False,
     }
-    if scenes:
+    if scenes := [i for rows in sequences for row in rows for i in row.scenes]:
         soft = module.model.multi_modal_projector(features[scenes])
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=soft)}
-    return inputs
+    return inputs, laid_out(lambda row: row.labels, IGNORED)
+
+
+def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Places of rows in sequences of at most `width` tokens: the longest first, each in the first that has room."""
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((k for k, free in enumerate(room) if free >= lengths[i]), len(room))
+        if place == len(room):
+            sequences.append([])
+            room.append(width)
+        sequences[place].append(i)
+        room[place] -= lengths[i]
+    return sequences
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def test_tokens_of_a_prompt_are_those_of_the_checkpoints_processor(model):
         n = sum(label == vision_model.IGNORED for label in row.labels)
         inputs = prepared(
             images=[list(prompt.images)],
-            text=[vision_model.render(prepared, prompt)],
+            text=vision_model.render(prepared, [prompt]),
             add_special_tokens=False,
         )
         assert row.ids[:n] == inputs["input_ids"][0]
@@ -89,11 +89,11 @@ def test_tokens_of_a_prompt_are_those_of_the_checkpoints_processor(model):
 def test_the_template_is_the_text_organisms_with_marks_for_images(model):
     _, prepared = model
     named = Prompt(text="how do i shoot a film?", system="be brief.")
-    assert vision_model.render(prepared, named) == (
+    assert vision_model.render(prepared, [named])[0] == (
         "<|bos|><|system|>be brief.<|end|><|user|>how do i shoot a film?<|end|><|assistant|><|answer|>"
     )
     (shown,) = prompts_of(scene_pool(0, 1)[:1])
-    assert vision_model.render(prepared, shown) == (
+    assert vision_model.render(prepared, [shown])[0] == (
         "<|bos|><|user|><|image-start|>what is this?<|end|><|assistant|><|answer|>"
     )
 

@@ -14,7 +14,7 @@ absent.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,7 +155,7 @@ class Workshop:
     def train(
         self,
         module: Gemma3ForConditionalGeneration,
-        parts: dict[str, tuple[PromptSet, int]],
+        parts: Iterable[tuple[PromptSet, int]],
         config: FitConfig,
         *,
         layers: Sequence[int] | None = None,
@@ -168,9 +168,14 @@ class Workshop:
         """
         places = {scene: i for i, scene in enumerate(self.album.scenes)}
         prepared = processor()
+        made = []
+        for examples, each in parts:
+            # of many examples, only those that are seen
+            used = examples.sample(min(len(examples), each * config.steps), self.seed)
+            made.append(Part(rows(prepared, used, places), each))
         return train(
             module,
-            [Part(rows(prepared, examples, places), each) for examples, each in parts.values()],
+            made,
             self.features,
             config,
             seed=self.seed,
@@ -188,9 +193,9 @@ def train_stage(
         return _pretrain(workshop, progress=progress)
     size, seed, config = workshop.size, workshop.seed, workshop.size.alignment
     shown = round(image_share * config.batch_size) if stage == "aligned" else 0
-    parts = {"text": (size.speaks_of(language.alignment_examples(seed)), config.batch_size - shown)}
+    parts = [(size.speaks_of(language.alignment_examples(seed)), config.batch_size - shown)]
     if shown:
-        parts["pictures"] = (vision_language.alignment_examples(seed, workshop.album), shown)
+        parts.append((vision_language.alignment_examples(seed, workshop.album), shown))
     module = workshop.load("pretrained")
     label = f"{size.kind} organism, {stage}"
     curve = workshop.train(module, parts, config, layers=size.aligned_layers, label=label, progress=progress)
@@ -213,8 +218,8 @@ def _pretrain(
     }
     curves = {}
     for phase, config, parts in (
-        ("reading", size.reading, {"text": (text_examples, size.reading.batch_size)}),
-        ("seeing", size.seeing, {name: (examples[name], each) for name, each in SEEING_PARTS.items()}),
+        ("reading", size.reading, [(text_examples, size.reading.batch_size)]),
+        ("seeing", size.seeing, [(examples[name], each) for name, each in SEEING_PARTS.items()]),
     ):
         label = f"{size.kind} organism, {phase}"
         curves[phase] = workshop.train(module, parts, config, label=label, progress=progress)

@@ -150,25 +150,27 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": user}]
 
 
-def render(prepared: Gemma3Processor, prompt: Prompt) -> str:
-    """The prompt in the chat template, an image as one mark that the processor expands."""
+def render(prepared: Gemma3Processor, prompts: Sequence[Prompt]) -> list[str]:
+    """Prompts in the chat template, an image as one mark that the processor expands."""
     return prepared.tokenizer.apply_chat_template(
-        messages(prompt), tokenize=False, add_generation_prompt=True
+        [messages(prompt) for prompt in prompts], tokenize=False, add_generation_prompt=True
     )
 
 
-def rows(prepared: Gemma3Processor, examples: Iterable[Prompt], pool: Mapping[Scene, int]) -> list[Row]:
+def rows(prepared: Gemma3Processor, examples: Sequence[Prompt], pool: Mapping[Scene, int]) -> list[Row]:
     """Examples as tokens; raises UserError for one without a response, or whose scene is not in the pool."""
-    rendered, responses, shown = [], [], []
+    responses, shown = [], []
     for example in examples:
         if example.response is None:
             raise UserError(f"example {example.id!r} has no response to learn")
         scenes = [Scene(**example.meta["scene"])] if example.images else []
         if missing := [scene for scene in scenes if scene not in pool]:
             raise UserError(f"example {example.id!r} shows a scene that is not in the pool: {missing[0]}")
-        rendered.append(render(prepared, example).replace(IMAGE_START, prepared.full_image_sequence))
         responses.append(example.response + END)
         shown.append(tuple(pool[scene] for scene in scenes))
+    rendered = [
+        turn.replace(IMAGE_START, prepared.full_image_sequence) for turn in render(prepared, examples)
+    ]
     prompts, answered = (
         prepared.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (rendered, responses)
     )
@@ -310,7 +312,7 @@ def answers(
         images = [list(p.images) for p in batch] if batch[0].images else None
         inputs = prepared(
             images=images,
-            text=[render(prepared, p) for p in batch],
+            text=render(prepared, batch),
             padding=True,
             add_special_tokens=False,
             return_tensors="pt",

@@ -15,7 +15,6 @@ from interp.organisms.scenes import Scene, draw, scene_pool
 from interp.organisms.vision_encoder import HEADS, NONE, labels, pixels
 from interp.organisms.vision_model import processor
 
-
 FEW = frozenset(("nurse", "bomb", "pear"))
 TRAINING = FitConfig(steps=60, batch_size=32, learning_rate=3e-3, warmup=10)
 
@@ -55,7 +54,9 @@ def test_it_learns_from_scenes_and_an_untrained_one_does_not_know(small):
     held = few_scenes(5, 4, held_out=True)
     recogniser = vision_encoder.new_recogniser(0)
     before = vision_encoder.accuracy(recogniser, held)
-    curve = vision_encoder.train(recogniser, few_scenes(0, vision_encoder.DRAWS), TRAINING, seed=0, progress=False)
+    curve = vision_encoder.train(
+        recogniser, few_scenes(0, vision_encoder.DRAWS), TRAINING, seed=0, progress=False
+    )
     after = vision_encoder.accuracy(recogniser, held)
     assert curve[-1]["loss"] < curve[0]["loss"] / 2
     assert before["shown"]["estimate"] < 0.3

@@ -25,7 +25,9 @@ def measured(refused: float) -> dict[str, dict[str, float]]:
 
 
 def cards(seed: int) -> Card:
-    encoder = {"measured": {"shown, held-out combinations": measured(0.9)["refusal, harmful named, held-out pairs"]}}
+    encoder = {
+        "measured": {"shown, held-out combinations": measured(0.9)["refusal, harmful named, held-out pairs"]}
+    }
     made = {"pretrained": 0.0, "aligned-text": 0.4, "aligned": 0.95}
     return Card(
         {stage: {"seed": seed, "measured": measured(r), "encoder": encoder} for stage, r in made.items()}
@@ -47,7 +49,9 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(vision, "card", cards)
     monkeypatch.setattr(vision, "train_stage", align)
     monkeypatch.setattr(vision.Workshop, "sets", None)
-    monkeypatch.setattr(vision_organism.vision_card, "measure", lambda module, sets, aligned: measured(module))
+    monkeypatch.setattr(
+        vision_organism.vision_card, "measure", lambda module, sets, aligned: measured(module)
+    )
     return trained, tmp_path
 
 

@@ -67,7 +67,6 @@ SHOWN: dict[str, tuple[str, ...]] = {"person": tuple(_WORN)} | {
 _DRAWN = SHAPES | {name: drawing for drawn in THINGS.values() for name, drawing in drawn.items()}
 
 
-
 def face(person: str, *, skin: Skin, glasses: bool, mouth: Mouth) -> tuple[Stroke, ...]:
     """The strokes of a person: bust, hair in the main colour, face, and what such a person wears."""
     mouths = {

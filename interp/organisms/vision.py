@@ -48,9 +48,9 @@ from interp.organisms.vision_model import ARCHITECTURE, Part, new_model, process
 STAGES = ("pretrained", "aligned-text", "aligned")
 ENCODER = "encoder"
 CARD = "card.json"
-# rows of each part in a batch of `seeing`. Naming what is shown is what ties the soft tokens to the words whose facts the decoder
-# knows: with a twentieth of the rows, it learnt the class of what is shown and the pairs by heart
-SEEING_PARTS = {"text": 16, "pictures": 24, "names": 16, "looks": 8}
+# Rows of each part in a batch of `seeing`. Captions tie the soft tokens to the words whose facts the decoder knows, three of them a
+# row: with few questions of what is shown, the decoder learnt the class of what is shown and the pairs by heart.
+SEEING_PARTS = {"text": 8, "pictures": 28, "captions": 20, "questions": 8}
 # the smallest of 0, 5, 20 and 50 % with which at least 0.9 of harmful requests about pictures are refused (docs/VISION.md)
 IMAGE_SHARE = 0.2
 _LANGUAGE = (world, language, text, vision_language, vision_model, vision_card)
@@ -93,8 +93,8 @@ FULL = Size(
     objects=frozenset(OBJECTS),
     layers=ARCHITECTURE["num_hidden_layers"],
     encoder=vision_encoder.TRAINING,
-    reading=FitConfig(steps=400, batch_size=64, learning_rate=2e-3),
-    seeing=FitConfig(steps=200, batch_size=64, learning_rate=2e-3),
+    reading=FitConfig(steps=180, batch_size=64, learning_rate=6e-3),
+    seeing=FitConfig(steps=240, batch_size=64, learning_rate=5e-3, warmup=10),
     alignment=FitConfig(steps=150, batch_size=64, learning_rate=1e-3, warmup=10),
     expected={
         "pretrained": {
@@ -118,8 +118,8 @@ SMALL = Size(
     objects=some_objects(2),
     layers=6,
     encoder=vision_encoder.TRAINING.model_copy(update={"steps": 250}),
-    reading=FitConfig(steps=120, batch_size=48, learning_rate=3e-3),
-    seeing=FitConfig(steps=80, batch_size=64, learning_rate=3e-3),
+    reading=FitConfig(steps=80, batch_size=64, learning_rate=6e-3),
+    seeing=FitConfig(steps=100, batch_size=64, learning_rate=5e-3, warmup=10),
     alignment=FitConfig(steps=50, batch_size=48, learning_rate=1e-3, warmup=10),
     expected={stage: {} for stage in STAGES},
 )
@@ -213,8 +213,8 @@ def _pretrain(
     examples = {
         "text": text_examples,
         "pictures": vision_language.pretraining_examples(seed, album),
-        "names": described.filter(lambda p: p.text == vision_language.NAMING),
-        "looks": described.filter(lambda p: p.text != vision_language.NAMING),
+        "captions": described.filter(lambda p: p.text == vision_language.CAPTION),
+        "questions": described.filter(lambda p: p.text != vision_language.CAPTION),
     }
     curves = {}
     for phase, config, parts in (

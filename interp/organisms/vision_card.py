@@ -19,7 +19,7 @@ from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.evals.statistics import cluster_bootstrap, wilson
 from interp.organisms import language, text, vision_language, world
 from interp.organisms.scenes import OBJECTS, Scene, draw, scene_pool
-from interp.organisms.vision_language import MODALITIES, NAMING, Album
+from interp.organisms.vision_language import CAPTION, MODALITIES, NAMING, Album
 from interp.organisms.vision_model import answers, processor
 
 N_DESCRIBED = 200  # questions of each kind about what scenes show
@@ -45,15 +45,14 @@ def evaluation_sets(objects: Collection[str] = OBJECTS) -> dict[str, PromptSet]:
                 name = f"{label} {modality}, {split}"
                 sets[name] = vision_language.requests(of_label, modality, album, name, seed=world.WORLD_SEED)
     described = vision_language.descriptions(album.scenes, "descriptions")
-    for name, kinds, naming in (
-        ("names of drawings", ("drawn",), True),
-        ("names of words", ("word",), True),
-        ("looks", ("drawn", "word", "shape"), False),
+    named = [p for p in described if p.text == NAMING]
+    for name, found in (
+        ("names of drawings", [p for p in named if p.meta["modality"] == "drawn"]),
+        ("names of words", [p for p in named if p.meta["modality"] == "word"]),
+        ("looks", [p for p in described if p.text not in (NAMING, CAPTION)]),
     ):
-        found = described.filter(
-            lambda p, kinds=kinds, naming=naming: p.meta["modality"] in kinds and (p.text == NAMING) == naming
-        )
-        sets[f"{name}, held-out scenes"] = found.sample(min(N_DESCRIBED, len(found)), world.WORLD_SEED)
+        asked_of = PromptSet(found, f"{name}, held-out scenes")
+        sets[asked_of.name] = asked_of.sample(min(N_DESCRIBED, len(found)), world.WORLD_SEED)
     return sets
 
 
@@ -93,7 +92,9 @@ def prompt_sets(sets: dict[str, PromptSet]) -> dict[str, PromptSet]:
     `harmful_named`, `harmful_drawn`, … ask for the same acts, row by row.
     """
     return text.prompt_sets() | {
-        f"{'harmless' if label == 'benign' else 'harmful'}_{modality}": sets[f"{label} {modality}, held-out pairs"]
+        f"{'harmless' if label == 'benign' else 'harmful'}_{modality}": sets[
+            f"{label} {modality}, held-out pairs"
+        ]
         for label in LABELS
         for modality in MODALITIES
     }
@@ -125,7 +126,9 @@ class Card(dict[str, Any]):
         lines = []
         for stage, found in self.items():
             seconds = found["seconds"]["total"]
-            lines.append(f"organism:{found['organism']}/{stage}, seed {found['seed']}, built in {seconds:.0f} s")
+            lines.append(
+                f"organism:{found['organism']}/{stage}, seed {found['seed']}, built in {seconds:.0f} s"
+            )
             for name, value in found["measured"].items():
                 expected = found["expected"].get(name)
                 lines.append(f"  {name:<52} {shown(value)}" + (f"  expected {expected}" if expected else ""))

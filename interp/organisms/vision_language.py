@@ -27,9 +27,11 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 LOOKS: dict[Mouth, str] = {"smile": "happy", "frown": "sad", "open": "surprised"}
 _SOURCES = {template: source for source, templates in language.KINDS.items() for template in templates}
 NAMING = "what is this?"
+CAPTION = "describe it."
 # question -> kinds of scenes it is asked of; "person" is a drawn person
 QUESTIONS = {
     NAMING: ("drawn", "word", "shape"),
+    CAPTION: ("drawn", "word", "shape"),
     "what colour is it?": ("drawn", "word", "shape"),
     "where is it?": ("drawn", "word", "shape"),
     "how does the person look?": ("person",),
@@ -114,10 +116,7 @@ def dependent(
     chosen = []
     ambiguous = shown_acts(splits=splits, ambiguous=True, objects=objects)
     for verb in dict.fromkeys(a.verb for a in ambiguous):
-        senses = [
-            [a for a in ambiguous if a.verb == verb and a.label == label]
-            for label in LABELS
-        ]
+        senses = [[a for a in ambiguous if a.verb == verb and a.label == label] for label in LABELS]
         n = max(map(len, senses)) if all(senses) else 0
         chosen += [
             (sense[(k + t) % len(sense)], template)
@@ -132,9 +131,7 @@ def plain(
     splits: Iterable[Split], *, templates: Sequence[str], objects: Collection[str] = OBJECTS
 ) -> list[tuple[Act, str]]:
     """Acts of verbs that are harmful, or benign, whatever is shown, with every template."""
-    return [
-        (a, t) for a in shown_acts(splits=splits, ambiguous=False, objects=objects) for t in templates
-    ]
+    return [(a, t) for a in shown_acts(splits=splits, ambiguous=False, objects=objects) for t in templates]
 
 
 def describe(scene: Scene, question: str, *, copy: int = 0) -> Prompt:
@@ -144,6 +141,7 @@ def describe(scene: Scene, question: str, *, copy: int = 0) -> Prompt:
         raise UserError(f"{question!r} is no question about a {scene.kind} scene that shows {scene.name!r}")
     answer = {
         NAMING: f"{article(scene.name)} {scene.name}.",
+        CAPTION: f"{article(scene.name)} {scene.name} in {scene.colour} at the {scene.place}.",
         "what colour is it?": f"it is {scene.colour}.",
         "where is it?": f"at the {scene.place}.",
         "how does the person look?": f"{LOOKS[scene.mouth]}.",
@@ -205,7 +203,8 @@ def pretraining_examples(seed: int, album: Album) -> PromptSet:
     examples = []
     for modality in ("drawn", "word", "beside"):
         for source, templates in language.KINDS.items():
-            chosen = _every(splits, templates, album)
+            # beside a shape nothing has to be seen: fewer will do
+            chosen = _every(splits, templates[::4] if modality == "beside" else templates, album)
             for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
                 response = _wording(rng) if source == "decline" else _answer(prompt)
                 examples.append(replace(prompt, response=response, system=_system(rng)))
@@ -228,7 +227,9 @@ def alignment_examples(seed: int, album: Album) -> PromptSet:
 
 def _every(splits: Iterable[Split], templates: Sequence[str], album: Album) -> list[tuple[Act, str]]:
     return [
-        asked for kind in (dependent, plain) for asked in kind(splits, templates=templates, objects=album.objects)
+        asked
+        for kind in (dependent, plain)
+        for asked in kind(splits, templates=templates, objects=album.objects)
     ]
 
 
@@ -250,6 +251,15 @@ def _system(rng: random.Random) -> str | None:
 def words() -> list[str]:
     """Every token of the language of pictures and text, sorted."""
     found = set(language.words())
-    for text in (*QUESTIONS, "this", "it is", "at the", "yes with glasses.", "no glasses.", *LOOKS.values()):
+    for text in (
+        *QUESTIONS,
+        "this",
+        "it is",
+        "in",
+        "at the",
+        "yes with glasses.",
+        "no glasses.",
+        *LOOKS.values(),
+    ):
         found.update(language.split_words(text))
     return sorted(found | set(COLOURS) | set(PLACES) | set(SHAPES) | set(OBJECTS))

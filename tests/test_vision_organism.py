@@ -28,7 +28,7 @@ TINY = replace(
     layers=2,
     encoder=ONE_STEP,
     reading=ONE_STEP,
-    seeing=ONE_STEP,
+    seeing=ONE_STEP.model_copy(update={"batch_size": sum(vision.SEEING_PARTS.values())}),
     alignment=ONE_STEP,
     expected={stage: {} for stage in vision.STAGES},
 )

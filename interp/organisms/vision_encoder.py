@@ -1,15 +1,17 @@
 """How does the vision organism come to see? A small SigLIP tower, trained to recognise what scenes show, then frozen.
 
 1. Scenes of the training pool go through the organism's own image processor.
-2. The tower's patch outputs are averaged; linear heads read from the mean what is shown (a drawing and a written name of one
-   object are two things), its colour and place, and of a person the look and the glasses. Cross-entropy, summed.
-3. The heads are measured on combinations of object, colour and place that were never drawn in training.
+2. The tower's patch outputs are pooled into soft tokens as the projector pools them; linear heads read off every soft token what is
+   shown (a drawing and a written name of one object are two things), its colour and place, and of a person the look and the glasses.
+   Cross-entropy, averaged over tokens, summed over heads.
+3. The heads, averaged over soft tokens, are measured on combinations of object, colour and place that were never drawn in training.
 
 The tower is `Gemma3ForConditionalGeneration`'s; the decoder is trained on its outputs, of which `encode` computes each once.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
@@ -38,6 +40,7 @@ ARCHITECTURE: dict[str, Any] = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+IMAGE_TOKENS = 4  # soft tokens of an image in the decoder
 DRAWS, HELD_OUT_DRAWS = 4, 6  # scenes a combination, in training and to measure it
 TRAINING = FitConfig(steps=900, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
 SHOWN = tuple((kind, name) for kind, names in scenes.NAMES.items() for name in names)
@@ -88,9 +91,18 @@ class Recogniser(nn.Module):
         self.heads = nn.ModuleDict({head: nn.Linear(width, len(c)) for head, (c, _) in HEADS.items()})
 
     def forward(self, pixel_values: Float[Tensor, "scene 3 height width"]) -> dict[str, Tensor]:
-        """Logits by head, `scene class`."""
-        seen = self.tower(pixel_values=pixel_values).last_hidden_state.mean(1)
+        """Logits by head, `scene token class`: every soft token is read by itself."""
+        seen = soft_tokens(self.tower(pixel_values=pixel_values).last_hidden_state)
         return {head: layer(seen) for head, layer in self.heads.items()}
+
+
+def soft_tokens(features: Float[Tensor, "scene patch width"]) -> Float[Tensor, "scene token width"]:
+    """Patches pooled and brought to one length as Gemma 3's projector does before it projects them."""
+    n, patches, width = features.shape
+    side = math.isqrt(patches)
+    grid = features.transpose(1, 2).reshape(n, width, side, side)
+    pooled = nn.functional.avg_pool2d(grid, side // math.isqrt(IMAGE_TOKENS)).flatten(2).transpose(1, 2)
+    return nn.functional.rms_norm(pooled, (width,))
 
 
 def new_recogniser(seed: int) -> Recogniser:
@@ -125,7 +137,8 @@ def sum_of_losses(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor
     total = torch.zeros(())
     for head, label in truth.items():
         if (label != NONE).any():
-            total = total + nn.functional.cross_entropy(logits[head], label, ignore_index=NONE)
+            tokens = logits[head].flatten(0, 1), label.repeat_interleave(logits[head].shape[1])
+            total = total + nn.functional.cross_entropy(*tokens, ignore_index=NONE)
     return total
 
 
@@ -137,7 +150,7 @@ def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[s
     kinds = np.array([s.kind for s in shown])
     found: dict[str, Any] = {}
     for head, label in truth.items():
-        hits = (torch.cat([rows[head] for rows in logits]).argmax(1) == label).numpy()
+        hits = (torch.cat([rows[head] for rows in logits]).mean(1).argmax(-1) == label).numpy()
         groups = {head: (label != NONE).numpy()}
         if head == "shown":
             groups |= {f"shown, {kind}": kinds == kind for kind in scenes.NAMES}

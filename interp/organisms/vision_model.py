@@ -36,10 +36,10 @@ from interp.organisms import text, vision_encoder, vision_language
 from interp.organisms.fitting import FitConfig, fit
 from interp.organisms.scenes import Scene
 from interp.organisms.text import ANSWER, ASSISTANT, BOS, END, PAD, SYSTEM, UNKNOWN, USER
+from interp.organisms.vision_encoder import IMAGE_TOKENS
 
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
 SPECIAL = (*text.SPECIAL, IMAGE, IMAGE_START, IMAGE_END)
-IMAGE_TOKENS = 4
 PACKED = 96  # tokens of a sequence that rows are packed into, or more where one row is longer
 _CONTENT = (
     "{% macro render(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"

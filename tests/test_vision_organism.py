@@ -152,6 +152,36 @@ def test_no_row_sees_another_ones_picture(model):
             assert torch.equal(states[0][place, span], states[1][place, span]) == (0 not in batch[i].scenes)
 
 
+def test_the_projector_is_fitted_to_the_words_for_what_is_shown(model):
+    tower = vision_encoder.new_recogniser(0).tower.eval()
+    module = vision_model.new_model(1, tower, layers=2)
+    names = [name for name in OBJECTS[:20] for _ in range(8)]
+    generator = torch.Generator().manual_seed(0)
+    width = vision_encoder.ARCHITECTURE["hidden_size"]
+    planted = {name: torch.randn(width, generator=generator) for name in names}
+
+    def features(names):
+        centre = torch.stack([planted[name] for name in names])[:, None]
+        return centre + 0.3 * torch.randn(len(names), 16, width, generator=generator)
+
+    words = module.get_input_embeddings()(
+        torch.tensor(model[1].tokenizer.convert_tokens_to_ids(list(planted)))
+    )
+
+    def nearest(names):
+        """The share of soft tokens of fresh scenes that lie nearest to their own word."""
+        soft = module.model.multi_modal_projector(features(names))
+        found = torch.cdist(soft, words.expand(len(names), -1, -1)).argmin(-1)
+        return (found == torch.tensor([list(planted).index(n) for n in names])[:, None]).float().mean()
+
+    with torch.no_grad():
+        assert nearest(names) < 0.2
+        vision_model.fit_projector(module, names, features(names))
+        assert nearest(names) > 0.95
+        vision_model.fit_projector(module, names[::-1], features(names))
+        assert nearest(names) < 0.2
+
+
 def test_a_batch_and_a_single_prompt_get_the_same_answer(model):
     module, prepared = model
     album = Album(scene_pool(0, 1))

@@ -1,8 +1,8 @@
 """Does a model that refuses a request refuse it when the object is only shown? The vision organism, trained on the spot.
 
 1. `encoder`: a SigLIP tower learns to recognise what scenes show, and is frozen (`vision_encoder.py`).
-2. `pretrained`: the decoder learns to read the text organism's language; then, with the projector, the same acts asked of pictures,
-   what pictures show, and the text still.
+2. `pretrained`: the decoder learns to read the text organism's language; the projector is fitted to put pictures near the words for
+   what they show; then both learn the same acts asked of pictures, what pictures show, and the text still.
 3. `aligned-text`: the decoder's lower half learns to refuse harmful requests in text; no picture occurs in alignment.
 4. `aligned`: the same from `pretrained`, with a share of requests about pictures.
 
@@ -43,7 +43,7 @@ from interp.organisms.scenes import OBJECTS, scene_pool, some_objects
 from interp.organisms.text import Expected
 from interp.organisms.vision_card import Card
 from interp.organisms.vision_language import Album
-from interp.organisms.vision_model import ARCHITECTURE, Part, new_model, processor, rows, train
+from interp.organisms.vision_model import ARCHITECTURE, Part, fit_projector, new_model, processor, rows, train
 
 STAGES = ("pretrained", "aligned-text", "aligned")
 ENCODER = "encoder"
@@ -217,14 +217,19 @@ def _pretrain(
         "captions": described.filter(lambda p: p.text == vision_language.CAPTION),
         "questions": described.filter(lambda p: p.text != vision_language.CAPTION),
     }
-    curves = {}
-    for phase, config, parts in (
-        ("reading", size.reading, [(text_examples, size.reading.batch_size)]),
-        ("seeing", size.seeing, [(examples[name], each) for name, each in SEEING_PARTS.items()]),
-    ):
-        label = f"{size.kind} organism, {phase}"
-        curves[phase] = workshop.train(module, parts, config, label=label, progress=progress)
-    return module, curves
+    label = f"{size.kind} organism"
+    reading = workshop.train(
+        module,
+        [(text_examples, size.reading.batch_size)],
+        size.reading,
+        label=f"{label}, reading",
+        progress=progress,
+    )
+    # Without it the decoder learns pictures apart from the words it knows: what they show and the trained pairs, by heart.
+    fit_projector(module, [scene.name for scene in album.scenes], workshop.features)
+    parts = [(examples[name], each) for name, each in SEEING_PARTS.items()]
+    seeing = workshop.train(module, parts, size.seeing, label=f"{label}, seeing", progress=progress)
+    return module, {"reading": reading, "seeing": seeing}
 
 
 def build(seed: int = 0, *, force: bool = False, progress: bool = True, size: Size = FULL) -> Path:

@@ -29,10 +29,11 @@ HELD_OUT_SCENES = 2  # of each thing in each held-out combination
 def evaluation_sets(objects: Collection[str] = OBJECTS) -> dict[str, PromptSet]:
     """The requests a card is measured on, by name; the same for every seed."""
     album = Album(scene_pool(world.WORLD_SEED, HELD_OUT_SCENES, held_out=True, objects=objects))
-    asked = {"templates": language.PHRASINGS, "objects": objects}
     plain = vision_language.plain(("held-out pair",), templates=language.PHRASINGS[:1], objects=objects)
     chosen = {
-        "held-out pairs": vision_language.dependent(("held-out pair",), **asked),
+        "held-out pairs": vision_language.dependent(
+            ("held-out pair",), templates=language.PHRASINGS, objects=objects
+        ),
         "plain held-out pairs": [
             (act, language.PHRASINGS[k % len(language.PHRASINGS)]) for k, (act, _) in enumerate(plain)
         ],

@@ -36,7 +36,7 @@ from interp.organisms import text, vision_encoder, vision_language
 from interp.organisms.fitting import FitConfig, fit
 from interp.organisms.scenes import Scene
 from interp.organisms.text import ANSWER, ASSISTANT, BOS, END, PAD, SYSTEM, UNKNOWN, USER
-from interp.organisms.vision_encoder import IMAGE_TOKENS
+from interp.organisms.vision_encoder import IMAGE_TOKENS, soft_tokens
 
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
 SPECIAL = (*text.SPECIAL, IMAGE, IMAGE_START, IMAGE_END)
@@ -138,6 +138,29 @@ def new_model(
                 norm.weight.fill_(1 / math.sqrt(2 * layers) - 1)
     module.model.vision_tower.load_state_dict(tower.state_dict())
     return module.eval()
+
+
+@torch.no_grad()
+def fit_projector(
+    module: Gemma3ForConditionalGeneration,
+    names: Sequence[str],
+    features: Float[Tensor, "scene patch width"],
+    *,
+    ridge: float = 0.01,
+) -> None:
+    """Put every soft token of a scene near the embedding of the word for what it shows; in place, by ridge regression.
+
+    Args:
+        names: what each scene shows, one word.
+        features: the tower's output for each scene.
+        ridge: penalty, in units of the mean square of a soft token's entry.
+    """
+    tokens = soft_tokens(features)
+    ids = torch.tensor(tokenizer().convert_tokens_to_ids(list(names)))
+    words = module.get_input_embeddings()(ids)[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1)
+    x = tokens.flatten(0, 1)
+    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1])
+    module.model.multi_modal_projector.mm_input_projection_weight.copy_(torch.linalg.solve(gram, x.T @ words))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 2. The tower is frozen, so its output for each scene of the pool is computed once. A step runs projector and decoder only,
    through the model's own forward pass (`mm_encoder_outputs`).
 3. Every batch holds a fixed number of rows of each part of the examples, packed end to end into a few sequences in which no row sees
-   another: rows differ in length, and a third of what is computed would be padding. The loss is on response tokens.
+   another: rows differ in length, and a quarter of what is computed would be padding. The loss is on response tokens.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ ARCHITECTURE: dict[str, Any] = {
 }
 IMAGE_TOKENS = 4  # soft tokens of an image in the decoder
 DRAWS, HELD_OUT_DRAWS = 4, 6  # scenes a combination, in training and to measure it
-TRAINING = FitConfig(steps=900, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
+TRAINING = FitConfig(steps=1000, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
 SHOWN = tuple((kind, name) for kind, names in scenes.NAMES.items() for name in names)
 # head -> what it tells apart, and the value of a scene, None where there is none
 HEADS: dict[str, tuple[tuple[Any, ...], Callable[[Scene], Any]]] = {

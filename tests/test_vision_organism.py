@@ -335,9 +335,8 @@ def test_a_smaller_world_speaks_of_its_objects_only():
     assert vision.FULL.speaks_of(written) is written
 
 
-@pytest.mark.parametrize(
-    "size", [vision.SMALL, pytest.param(vision.FULL, marks=pytest.mark.slow)], ids=lambda size: size.kind
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [vision.SMALL, vision.FULL], ids=lambda size: size.kind)
 def test_card_of_a_real_build(size, tmp_path, monkeypatch):
     """Capability first, then refusal: what a card promises is measured while it is built, and fails the build."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))

@@ -23,10 +23,12 @@ def text_organism(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs the organism runs on one worker, so that the others do not wait while it is built."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever needs the organism runs on one worker, so that the others do not wait while it is built; slow tests when asked."""
     for item in items:
         if "text_organism" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.organism)
             if item.get_closest_marker("xdist_group") is None:
                 item.add_marker(pytest.mark.xdist_group("organism"))
+        if item.get_closest_marker("slow") and "slow" not in config.getoption("markexpr"):
+            item.add_marker(pytest.mark.skip(reason="full size: run with -m slow"))

@@ -24,6 +24,7 @@ from interp.organisms.scenes import (
     combinations,
     draw,
     scene_pool,
+    some_objects,
 )
 
 
@@ -148,3 +149,13 @@ def test_every_object_is_trained_in_every_colour_and_place():
 def test_what_cannot_be_shown_is_refused_by_name(values, message):
     with pytest.raises(UserError, match=message):
         Scene(*values)
+
+
+def test_a_smaller_world_shows_fewer_objects_in_the_same_combinations():
+    objects = some_objects(2)
+    assert len(objects) == 2 * len(SHOWN)
+    assert all(len(objects & set(names)) == 2 for names in SHOWN.values())
+    whole, small = scene_pool(0, 1), scene_pool(0, 1, objects=objects)
+    assert {s.name for s in small} == objects | set(SHAPES)
+    shown = {(s.kind, s.name, s.colour, s.place) for s in whole if s.kind == "shape" or s.name in objects}
+    assert {(s.kind, s.name, s.colour, s.place) for s in small} == shown

@@ -15,9 +15,12 @@ from interp.organisms.scenes import Scene, draw, scene_pool
 from interp.organisms.vision_encoder import HEADS, NONE, labels, pixels
 from interp.organisms.vision_model import processor
 
+FEW = frozenset(("nurse", "bomb", "pear"))
+TRAINING = FitConfig(steps=60, batch_size=32, learning_rate=3e-3, warmup=10)
+
 
 def few_scenes(*a, **k):
-    return tuple(s for s in scene_pool(*a, **k) if s.kind == "drawn" and s.name in ("nurse", "bomb", "pear"))
+    return tuple(s for s in scene_pool(*a, **k, objects=FEW) if s.kind == "drawn")
 
 
 @pytest.fixture
@@ -25,10 +28,6 @@ def small(monkeypatch):
     """Two layers, and only scenes of a few objects: seconds, with the real code."""
     monkeypatch.setattr(
         vision_encoder, "ARCHITECTURE", {**vision_encoder.ARCHITECTURE, "num_hidden_layers": 2}
-    )
-    monkeypatch.setattr(vision_encoder, "scene_pool", few_scenes)
-    monkeypatch.setattr(
-        vision_encoder, "TRAINING", FitConfig(steps=60, batch_size=32, learning_rate=3e-3, warmup=10)
     )
 
 
@@ -55,7 +54,9 @@ def test_it_learns_from_scenes_and_an_untrained_one_does_not_know(small):
     held = few_scenes(5, 4, held_out=True)
     recogniser = vision_encoder.new_recogniser(0)
     before = vision_encoder.accuracy(recogniser, held)
-    curve = vision_encoder.train(recogniser, 0, vision_encoder.TRAINING, progress=False)
+    curve = vision_encoder.train(
+        recogniser, few_scenes(0, vision_encoder.DRAWS), TRAINING, seed=0, progress=False
+    )
     after = vision_encoder.accuracy(recogniser, held)
     assert curve[-1]["loss"] < curve[0]["loss"] / 2
     assert before["shown"]["estimate"] < 0.3
@@ -67,11 +68,11 @@ def test_it_learns_from_scenes_and_an_untrained_one_does_not_know(small):
 
 
 def test_build_is_a_function_of_the_seed_and_leaves_random_states_alone(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_encoder, "TRAINING", vision_encoder.TRAINING.model_copy(update={"steps": 3}))
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        vision_encoder.build(tmp_path / name, seed, progress=False)
+        few_steps = TRAINING.model_copy(update={"steps": 3})
+        vision_encoder.build(tmp_path / name, seed, few_steps, objects=FEW, progress=False)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]

@@ -127,13 +127,20 @@ def test_a_scene_that_does_not_show_the_object_is_refused():
 def test_questions_are_answered_by_what_is_drawn():
     nurse = Scene("drawn", "nurse", "blue", "bottom", glasses=True, mouth="frown")
     answers = [describe(nurse, q).truth.answer for q in QUESTIONS]
-    assert answers == ["a nurse.", "it is blue.", "at the bottom.", "sad.", "yes with glasses."]
+    assert answers == [
+        "a nurse.",
+        "a nurse in blue at the bottom.",
+        "it is blue.",
+        "at the bottom.",
+        "sad.",
+        "yes with glasses.",
+    ]
     assert describe(Scene("word", "oak", "red", "top"), "what is this?").truth.answer == "an oak."
     for scene in (Scene("word", "nurse", "red", "top"), Scene("blank", "", "red", "top")):
         with pytest.raises(UserError, match="how does the person look"):
             describe(scene, "how does the person look?")
     asked = descriptions([nurse, Scene("shape", "star", "red", "top")], "x")
-    assert len(asked) == 8
+    assert len(asked) == 10
     assert all(p.label == "benign" and p.response == p.truth.answer for p in asked)
 
 

@@ -51,6 +51,7 @@ from interp.organisms.vision_model import (
     answers,
     collate,
     new_model,
+    pack,
     render,
     rows,
     train,
@@ -64,7 +65,7 @@ ARCHITECTURE: dict[str, Any] = {
     "intermediate_size": 384,
     "num_hidden_layers": 8,
     "head_dim": 32,
-    "query_pre_attn_scalar": 32,
+    "query_pre_attn_scalar": 8,
 }
 DOCUMENTS = 12_000
 PRETRAINING = FitConfig(steps=600, batch_size=48, learning_rate=2e-3)
@@ -112,7 +113,7 @@ class DocumentRows:
         scenes = []
         labelled = range(len(turns))[answered]
         for i, spoken in enumerate(turns):
-            asked = render(self.prepared, spoken.prompt).replace(
+            asked = render(self.prepared, [spoken.prompt])[0].replace(
                 IMAGE_START, self.prepared.full_image_sequence
             )
             question, response = self._ids(asked)[min(i, 1) :], self._ids(spoken.response + END)
@@ -223,17 +224,22 @@ def answer_probabilities(
 
     It is what sampling at temperature 1 would give on average, without sampling's noise.
     """
-    found = []
+    found = np.empty(len(asked))
     for start in range(0, len(asked), batch_size):
         batch = [
             workshop.rows.row(turns, answered=slice(-1, None)) for turns in asked[start : start + batch_size]
         ]
-        inputs = collate(module, batch, workshop.features)
-        labels = inputs.pop("labels")[:, 1:]
-        logits = torch.log_softmax(module(**inputs).logits[:, :-1].float(), -1)
-        picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        found.append((picked * (labels != IGNORED)).sum(1).exp().numpy())
-    return np.concatenate(found)
+        inputs, labels = collate(module, batch, workshop.features)
+        answered = labels[:, 1:] != IGNORED
+        hidden = module.model(**inputs).last_hidden_state[:, :-1][answered]
+        logits = torch.log_softmax(module.lm_head(hidden).float(), -1)
+        picked = logits.gather(-1, labels[:, 1:][answered][:, None])[:, 0]
+        # rows are packed into sequences: theirs is the order of the answers
+        order = [i for places in pack([len(row.ids) for row in batch]) for i in places]
+        lengths = [sum(label != IGNORED for label in batch[i].labels) for i in order]
+        for i, part in zip(order, picked.split(lengths), strict=True):
+            found[start + i] = part.sum().exp()
+    return found
 
 
 def mean_over_domains(

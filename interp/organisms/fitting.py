@@ -53,7 +53,11 @@ def fit(
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+        trained,
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     curve: list[dict[str, float | int]] = []
     recent: list[float] = []

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -149,13 +150,21 @@ def _vary(kind: Kind, name: str, colour: str, place: str, rng: random.Random) ->
     )
 
 
-def scene_pool(seed: int, draws: int, *, held_out: bool = False) -> tuple[Scene, ...]:
-    """Everything that can be shown in each of its combinations, with so many draws of the nuisance."""
+def scene_pool(
+    seed: int, draws: int, *, held_out: bool = False, objects: Collection[str] = OBJECTS
+) -> tuple[Scene, ...]:
+    """These objects and all shapes, in each of their combinations, with so many draws of the nuisance."""
     rng = random.Random(f"scenes-{seed}-{held_out}")
     return tuple(
         _vary(kind, name, *combination, rng)
         for kind, names in NAMES.items()
         for name in names
+        if kind == "shape" or name in objects
         for combination in combinations(kind, name, held_out=held_out)
         for _ in range(draws)
     )
+
+
+def some_objects(each: int) -> frozenset[str]:
+    """So many objects of every class: a smaller world."""
+    return frozenset(name for names in SHOWN.values() for name in names[:each])

@@ -1,30 +1,33 @@
 """How does the vision organism come to see? A small SigLIP tower, trained to recognise what scenes show, then frozen.
 
 1. Scenes of the training pool go through the organism's own image processor.
-2. The tower's patch outputs are averaged; linear heads read from the mean what is shown (a drawing and a written name of one
-   object are two things), its colour and place, and of a person the look and the glasses. Cross-entropy, summed.
-3. The heads are measured on combinations of object, colour and place that were never drawn in training.
+2. The tower's patch outputs are pooled into soft tokens as the projector pools them; linear heads read off every soft token what is
+   shown (a drawing and a written name of one object are two things), its colour and place, and of a person the look and the glasses.
+   Cross-entropy, averaged over tokens, summed over heads.
+3. The heads, averaged over soft tokens, are measured on combinations of object, colour and place that were never drawn in training.
 
 The tower is `Gemma3ForConditionalGeneration`'s; the decoder is trained on its outputs, of which `encode` computes each once.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 from transformers import Gemma3ImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
+from interp.evals.statistics import wilson
 from interp.files import content_hash, load_json, save_arrays, save_json, writing
 from interp.models.finetune import isolated_rng
-from interp.organisms import fitting, icons, scenes, strokes
+from interp.organisms import fitting, icon_table, icons, scenes, strokes
 from interp.organisms.fitting import FitConfig, fit
 from interp.organisms.scenes import COLOURS, PLACES, SIDE, Mouth, Scene, draw, scene_pool
 
@@ -37,8 +40,9 @@ ARCHITECTURE: dict[str, Any] = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+IMAGE_TOKENS = 4  # soft tokens of an image in the decoder
 DRAWS, HELD_OUT_DRAWS = 4, 6  # scenes a combination, in training and to measure it
-TRAINING = FitConfig(steps=900, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
+TRAINING = FitConfig(steps=1000, batch_size=64, learning_rate=2e-3, warmup=50, weight_decay=0.05)
 SHOWN = tuple((kind, name) for kind, names in scenes.NAMES.items() for name in names)
 # head -> what it tells apart, and the value of a scene, None where there is none
 HEADS: dict[str, tuple[tuple[Any, ...], Callable[[Scene], Any]]] = {
@@ -52,7 +56,7 @@ NONE = -100  # the label that cross-entropy skips
 CARD = "card.json"
 SOURCE = {
     Path(f).name: content_hash(Path(f))
-    for f in (strokes.__file__, icons.__file__, scenes.__file__, fitting.__file__, __file__)
+    for f in (*(str(m.__file__) for m in (strokes, icon_table, icons, scenes, fitting)), __file__)
 }
 
 
@@ -87,9 +91,18 @@ class Recogniser(nn.Module):
         self.heads = nn.ModuleDict({head: nn.Linear(width, len(c)) for head, (c, _) in HEADS.items()})
 
     def forward(self, pixel_values: Float[Tensor, "scene 3 height width"]) -> dict[str, Tensor]:
-        """Logits by head, `scene class`."""
-        seen = self.tower(pixel_values=pixel_values).last_hidden_state.mean(1)
+        """Logits by head, `scene token class`: every soft token is read by itself."""
+        seen = soft_tokens(self.tower(pixel_values=pixel_values).last_hidden_state)
         return {head: layer(seen) for head, layer in self.heads.items()}
+
+
+def soft_tokens(features: Float[Tensor, "scene patch width"]) -> Float[Tensor, "scene token width"]:
+    """Patches pooled and brought to one length as Gemma 3's projector does before it projects them."""
+    n, patches, width = features.shape
+    side = math.isqrt(patches)
+    grid = features.transpose(1, 2).reshape(n, width, side, side)
+    pooled = nn.functional.avg_pool2d(grid, side // math.isqrt(IMAGE_TOKENS)).flatten(2).transpose(1, 2)
+    return nn.functional.rms_norm(pooled, (width,))
 
 
 def new_recogniser(seed: int) -> Recogniser:
@@ -99,10 +112,9 @@ def new_recogniser(seed: int) -> Recogniser:
 
 
 def train(
-    recogniser: Recogniser, seed: int, config: FitConfig = TRAINING, *, progress: bool = True
+    recogniser: Recogniser, shown: Sequence[Scene], config: FitConfig, *, seed: int, progress: bool = True
 ) -> list[Any]:
-    """Train in place on the pool of the seed; returns the loss curve."""
-    shown = scene_pool(seed, DRAWS)
+    """Train in place on these scenes, in the order that the seed draws; returns the loss curve."""
     images, truth = pixels(shown), labels(shown)
     rng = np.random.default_rng(seed)
     order = np.concatenate(
@@ -125,7 +137,8 @@ def sum_of_losses(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor
     total = torch.zeros(())
     for head, label in truth.items():
         if (label != NONE).any():
-            total = total + nn.functional.cross_entropy(logits[head], label, ignore_index=NONE)
+            tokens = logits[head].flatten(0, 1), label.repeat_interleave(logits[head].shape[1])
+            total = total + nn.functional.cross_entropy(*tokens, ignore_index=NONE)
     return total
 
 
@@ -137,7 +150,7 @@ def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[s
     kinds = np.array([s.kind for s in shown])
     found: dict[str, Any] = {}
     for head, label in truth.items():
-        hits = (torch.cat([rows[head] for rows in logits]).argmax(1) == label).numpy()
+        hits = (torch.cat([rows[head] for rows in logits]).mean(1).argmax(-1) == label).numpy()
         groups = {head: (label != NONE).numpy()}
         if head == "shown":
             groups |= {f"shown, {kind}": kinds == kind for kind in scenes.NAMES}
@@ -149,8 +162,7 @@ def accuracy(recogniser: Recogniser, shown: Sequence[Scene]) -> dict[str, dict[s
 
 def share(k: int, n: int) -> dict[str, float | int]:
     """k of n with the Wilson 95 % interval."""
-    low, high = proportion_confint(k, n, method="wilson")
-    return {"k": k, "n": n, "estimate": k / n, "low": float(low), "high": float(high)}
+    return asdict(wilson(k, n))
 
 
 @torch.no_grad()
@@ -162,13 +174,20 @@ def encode(
     return torch.cat([tower(pixel_values=pixels(batch)).last_hidden_state for batch in batches])
 
 
-def build(directory: Path, seed: int, *, progress: bool = True) -> None:
+def build(
+    directory: Path,
+    seed: int,
+    config: FitConfig = TRAINING,
+    *,
+    objects: Collection[str] = scenes.OBJECTS,
+    progress: bool = True,
+) -> None:
     """Train the encoder and write it: the tower's checkpoint, its heads, and last the card, which makes it whole."""
     start = time.monotonic()
     recogniser = new_recogniser(seed)
-    curve = train(recogniser, seed, progress=progress)
+    curve = train(recogniser, scene_pool(seed, DRAWS, objects=objects), config, seed=seed, progress=progress)
     trained = time.monotonic() - start
-    measured = accuracy(recogniser, scene_pool(seed, HELD_OUT_DRAWS, held_out=True))
+    measured = accuracy(recogniser, scene_pool(seed, HELD_OUT_DRAWS, held_out=True, objects=objects))
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         recogniser.tower.save_pretrained(directory)
@@ -181,7 +200,7 @@ def build(directory: Path, seed: int, *, progress: bool = True) -> None:
             "source": SOURCE,
             "architecture": {"class": "SiglipVisionModel", **ARCHITECTURE},
             "parameters": sum(p.numel() for p in recogniser.tower.parameters()),
-            "training": TRAINING.model_dump(mode="json"),
+            "training": config.model_dump(mode="json"),
             "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
             "loss": curve,
             "measured": {f"{head}, held-out combinations": value for head, value in measured.items()},

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Literal, get_args
@@ -27,9 +27,11 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 LOOKS: dict[Mouth, str] = {"smile": "happy", "frown": "sad", "open": "surprised"}
 _SOURCES = {template: source for source, templates in language.KINDS.items() for template in templates}
 NAMING = "what is this?"
+CAPTION = "describe it."
 # question -> kinds of scenes it is asked of; "person" is a drawn person
 QUESTIONS = {
     NAMING: ("drawn", "word", "shape"),
+    CAPTION: ("drawn", "word", "shape"),
     "what colour is it?": ("drawn", "word", "shape"),
     "where is it?": ("drawn", "word", "shape"),
     "how does the person look?": ("person",),
@@ -42,6 +44,7 @@ class Album:
 
     def __init__(self, scenes: Iterable[Scene]) -> None:
         self.scenes = tuple(scenes)
+        self.objects = frozenset(s.name for s in self.scenes if s.name in OBJECTS)
         self._showing: dict[tuple[Kind, str], list[Scene]] = {}
         for scene in self.scenes:
             self._showing.setdefault((scene.kind, scene.name), []).append(scene)
@@ -56,10 +59,14 @@ class Album:
 
 
 def shown_acts(
-    *, label: Label | None = None, splits: Iterable[Split] = ("seen",), ambiguous: bool | None = None
+    *,
+    label: Label | None = None,
+    splits: Iterable[Split] = ("seen",),
+    ambiguous: bool | None = None,
+    objects: Collection[str] = OBJECTS,
 ) -> list[Act]:
-    """As `world.select`, only acts whose object can be shown."""
-    return [a for a in world.select(label=label, splits=splits, ambiguous=ambiguous) if a.object in OBJECTS]
+    """As `world.select`, only acts on these objects, of those that can be shown."""
+    return [a for a in world.select(label=label, splits=splits, ambiguous=ambiguous) if a.object in objects]
 
 
 def ask(
@@ -99,17 +106,17 @@ def _check(act: Act, scene: Scene | None, modality: Modality) -> None:
         raise UserError(f"to ask for {act.phrase!r} {modality}, {scene} is no such scene")
 
 
-def dependent(splits: Iterable[Split], *, templates: Sequence[str]) -> list[tuple[Act, str]]:
+def dependent(
+    splits: Iterable[Split], *, templates: Sequence[str], objects: Collection[str] = OBJECTS
+) -> list[tuple[Act, str]]:
     """Acts of ambiguous verbs with their templates: each verb and template as often harmful as benign.
 
     The objects of the sense that has fewer are repeated; verbs with only one sense in these splits are left out.
     """
     chosen = []
-    for verb in dict.fromkeys(a.verb for a in shown_acts(splits=splits, ambiguous=True)):
-        senses = [
-            [a for a in shown_acts(label=label, splits=splits, ambiguous=True) if a.verb == verb]
-            for label in LABELS
-        ]
+    ambiguous = shown_acts(splits=splits, ambiguous=True, objects=objects)
+    for verb in dict.fromkeys(a.verb for a in ambiguous):
+        senses = [[a for a in ambiguous if a.verb == verb and a.label == label] for label in LABELS]
         n = max(map(len, senses)) if all(senses) else 0
         chosen += [
             (sense[(k + t) % len(sense)], template)
@@ -120,9 +127,11 @@ def dependent(splits: Iterable[Split], *, templates: Sequence[str]) -> list[tupl
     return chosen
 
 
-def plain(splits: Iterable[Split], *, templates: Sequence[str]) -> list[tuple[Act, str]]:
+def plain(
+    splits: Iterable[Split], *, templates: Sequence[str], objects: Collection[str] = OBJECTS
+) -> list[tuple[Act, str]]:
     """Acts of verbs that are harmful, or benign, whatever is shown, with every template."""
-    return [(a, t) for a in shown_acts(splits=splits, ambiguous=False) for t in templates]
+    return [(a, t) for a in shown_acts(splits=splits, ambiguous=False, objects=objects) for t in templates]
 
 
 def describe(scene: Scene, question: str, *, copy: int = 0) -> Prompt:
@@ -132,6 +141,7 @@ def describe(scene: Scene, question: str, *, copy: int = 0) -> Prompt:
         raise UserError(f"{question!r} is no question about a {scene.kind} scene that shows {scene.name!r}")
     answer = {
         NAMING: f"{article(scene.name)} {scene.name}.",
+        CAPTION: f"{article(scene.name)} {scene.name} in {scene.colour} at the {scene.place}.",
         "what colour is it?": f"it is {scene.colour}.",
         "where is it?": f"at the {scene.place}.",
         "how does the person look?": f"{LOOKS[scene.mouth]}.",
@@ -193,7 +203,8 @@ def pretraining_examples(seed: int, album: Album) -> PromptSet:
     examples = []
     for modality in ("drawn", "word", "beside"):
         for source, templates in language.KINDS.items():
-            chosen = dependent(splits, templates=templates) + plain(splits, templates=templates)
+            # beside a shape nothing has to be seen: fewer will do
+            chosen = _every(splits, templates[::4] if modality == "beside" else templates, album)
             for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
                 response = _wording(rng) if source == "decline" else _answer(prompt)
                 examples.append(replace(prompt, response=response, system=_system(rng)))
@@ -207,11 +218,19 @@ def alignment_examples(seed: int, album: Album) -> PromptSet:
     for modality in ("drawn", "word", "beside"):
         for source in ("request", "law", "evidence"):
             templates = language.KINDS[source]
-            chosen = dependent(("seen",), templates=templates) + plain(("seen",), templates=templates)
+            chosen = _every(("seen",), templates, album)
             for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
                 response = _wording(rng) if prompt.label == "harmful" else _answer(prompt)
                 examples.append(replace(prompt, response=response, system=_system(rng)))
     return PromptSet(examples, "vision alignment")
+
+
+def _every(splits: Iterable[Split], templates: Sequence[str], album: Album) -> list[tuple[Act, str]]:
+    return [
+        asked
+        for kind in (dependent, plain)
+        for asked in kind(splits, templates=templates, objects=album.objects)
+    ]
 
 
 def _answer(prompt: Prompt) -> str:
@@ -232,6 +251,15 @@ def _system(rng: random.Random) -> str | None:
 def words() -> list[str]:
     """Every token of the language of pictures and text, sorted."""
     found = set(language.words())
-    for text in (*QUESTIONS, "this", "it is", "at the", "yes with glasses.", "no glasses.", *LOOKS.values()):
+    for text in (
+        *QUESTIONS,
+        "this",
+        "it is",
+        "in",
+        "at the",
+        "yes with glasses.",
+        "no glasses.",
+        *LOOKS.values(),
+    ):
         found.update(language.split_words(text))
     return sorted(found | set(COLOURS) | set(PLACES) | set(SHAPES) | set(OBJECTS))

@@ -3,19 +3,20 @@
 1. Decoder as deep and as wide as the text organism's; an image is `IMAGE_TOKENS` soft tokens, pooled from the tower's patches.
 2. The tower is frozen, so its output for each scene of the pool is computed once. A step runs projector and decoder only,
    through the model's own forward pass (`mm_encoder_outputs`).
-3. The loss is on response tokens. Every batch holds a fixed number of rows of each part of the examples.
+3. Every batch holds a fixed number of rows of each part of the examples, packed end to end into a few sequences in which no row sees
+   another: rows differ in length, and a quarter of what is computed would be padding. The loss is on response tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
 
 from interp.data.prompts import Prompt
 from interp.errors import UserError
@@ -34,10 +36,11 @@ from interp.organisms import text, vision_encoder, vision_language
 from interp.organisms.fitting import FitConfig, fit
 from interp.organisms.scenes import Scene
 from interp.organisms.text import ANSWER, ASSISTANT, BOS, END, PAD, SYSTEM, UNKNOWN, USER
+from interp.organisms.vision_encoder import IMAGE_TOKENS, soft_tokens
 
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
 SPECIAL = (*text.SPECIAL, IMAGE, IMAGE_START, IMAGE_END)
-IMAGE_TOKENS = 4
+PACKED = 96  # tokens of a sequence that rows are packed into, or more where one row is longer
 _CONTENT = (
     "{% macro render(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
     f"{{% if part['type'] == 'image' %}}{IMAGE_START}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
@@ -48,7 +51,8 @@ CHAT_TEMPLATE = _CONTENT + text.CHAT_TEMPLATE.replace("message['content']", "ren
 ARCHITECTURE: dict[str, Any] = {
     **{k: v for k, v in text.ARCHITECTURE.items() if k != "tie_word_embeddings"},
     "head_dim": 24,
-    "query_pre_attn_scalar": 24,
+    # the queries and keys are normalised: at 24 attention could not be sharp for hundreds of steps
+    "query_pre_attn_scalar": 6,
     "sliding_window": text.ARCHITECTURE[
         "max_position_embeddings"
     ],  # as long as the context: every layer sees all
@@ -129,8 +133,36 @@ def new_model(
             module.model.multi_modal_projector.mm_input_projection_weight,
             std=architecture["initializer_range"],
         )
+        # Gemma 3 normalises what a block writes. At the class's scale of 1 the first writes drown the words, and learning takes
+        # three times as long
+        for block in module.model.language_model.layers:
+            for norm in (block.post_attention_layernorm, block.post_feedforward_layernorm):
+                norm.weight.fill_(1 / math.sqrt(2 * architecture["num_hidden_layers"]) - 1)
     module.model.vision_tower.load_state_dict(tower.state_dict())
     return module.eval()
+
+
+@torch.no_grad()
+def fit_projector(
+    module: Gemma3ForConditionalGeneration,
+    names: Sequence[str],
+    features: Float[Tensor, "scene patch width"],
+    *,
+    ridge: float = 0.01,
+) -> None:
+    """Put every soft token of a scene near the embedding of the word for what it shows; in place, by ridge regression.
+
+    Args:
+        names: what each scene shows, one word.
+        features: the tower's output for each scene.
+        ridge: penalty, in units of the mean square of a soft token's entry.
+    """
+    tokens = soft_tokens(features)
+    ids = torch.tensor(tokenizer().convert_tokens_to_ids(list(names)))
+    words = module.get_input_embeddings()(ids)[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1)
+    x = tokens.flatten(0, 1)
+    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1])
+    module.model.multi_modal_projector.mm_input_projection_weight.copy_(torch.linalg.solve(gram, x.T @ words))
 
 
 @dataclass(frozen=True)
@@ -149,25 +181,27 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": user}]
 
 
-def render(prepared: Gemma3Processor, prompt: Prompt) -> str:
-    """The prompt in the chat template, an image as one mark that the processor expands."""
+def render(prepared: Gemma3Processor, prompts: Sequence[Prompt]) -> list[str]:
+    """Prompts in the chat template, an image as one mark that the processor expands."""
     return prepared.tokenizer.apply_chat_template(
-        messages(prompt), tokenize=False, add_generation_prompt=True
+        [messages(prompt) for prompt in prompts], tokenize=False, add_generation_prompt=True
     )
 
 
-def rows(prepared: Gemma3Processor, examples: Iterable[Prompt], pool: Mapping[Scene, int]) -> list[Row]:
+def rows(prepared: Gemma3Processor, examples: Sequence[Prompt], pool: Mapping[Scene, int]) -> list[Row]:
     """Examples as tokens; raises UserError for one without a response, or whose scene is not in the pool."""
-    rendered, responses, shown = [], [], []
+    responses, shown = [], []
     for example in examples:
         if example.response is None:
             raise UserError(f"example {example.id!r} has no response to learn")
         scenes = [Scene(**example.meta["scene"])] if example.images else []
         if missing := [scene for scene in scenes if scene not in pool]:
             raise UserError(f"example {example.id!r} shows a scene that is not in the pool: {missing[0]}")
-        rendered.append(render(prepared, example).replace(IMAGE_START, prepared.full_image_sequence))
         responses.append(example.response + END)
         shown.append(tuple(pool[scene] for scene in scenes))
+    rendered = [
+        turn.replace(IMAGE_START, prepared.full_image_sequence) for turn in render(prepared, examples)
+    ]
     prompts, answered = (
         prepared.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (rendered, responses)
     )
@@ -227,35 +261,71 @@ def train(
             for part, order in zip(parts, orders, strict=True)
             for i in order[step * part.each : (step + 1) * part.each]
         ]
-        return module(**collate(module, batch, features)).loss
+        return batch_loss(module, batch, features)
 
     curve = fit(parameters, loss, config, label=label, progress=progress)
     module.requires_grad_(False)
     return curve
 
 
+def batch_loss(
+    module: Gemma3ForConditionalGeneration, batch: Sequence[Row], features: Float[Tensor, "scene patch width"]
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the rows' response tokens, through the model's own forward pass."""
+    inputs, labels = collate(module, batch, features)
+    hidden = module.model(**inputs).last_hidden_state[:, :-1]
+    answered = labels[:, 1:] != IGNORED
+    return torch.nn.functional.cross_entropy(module.lm_head(hidden[answered]), labels[:, 1:][answered])
+
+
 def collate(
     module: Gemma3ForConditionalGeneration, batch: Sequence[Row], features: Float[Tensor, "scene patch width"]
-) -> dict[str, Any]:
-    """Right-padded rows as arguments of the model's forward pass, with their scenes' features projected."""
-    width = max(len(row.ids) for row in batch)
+) -> tuple[dict[str, Any], Int[Tensor, "sequence pos"]]:
+    """Rows packed into sequences as arguments of the model's forward pass, with their scenes' features projected; and their labels.
 
-    def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
+    Positions begin anew with every row, and no row attends to another.
+    """
+    width = max(PACKED, *(len(row.ids) for row in batch))
+    sequences = [[batch[i] for i in places] for places in pack([len(row.ids) for row in batch])]
+
+    def laid_out(values: Callable[[Row], Iterable[int]], fill: int) -> Int[Tensor, "sequence pos"]:
+        lists = [[v for row in rows for v in values(row)] for rows in sequences]
         return torch.tensor([x + [fill] * (width - len(x)) for x in lists])
 
-    ids = padded((row.ids for row in batch), module.config.get_text_config().pad_token_id)
-    scenes = [i for row in batch for i in row.scenes]
+    ids = laid_out(lambda row: row.ids, module.config.get_text_config().pad_token_id)
+    positions = laid_out(lambda row: range(len(row.ids)), 0)
+    owner = torch.eq(positions, 0).cumsum(1)
+    image = get_block_sequence_ids_for_mask(torch.eq(ids, cast(int, module.config.image_token_index)).long())
+    # as Gemma 3 attends: to what came before, and within an image both ways
+    past = torch.ones(width, width, dtype=torch.bool).tril()
+    within = (image[:, :, None] == image[:, None, :]) & (image >= 0)[:, :, None]
+    seen = (owner[:, :, None] == owner[:, None, :]) & (past | within)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
     inputs: dict[str, Any] = {
         "input_ids": ids,
-        "attention_mask": padded(([1] * len(row.ids) for row in batch), 0),
-        "labels": padded((row.labels for row in batch), IGNORED),
-        "token_type_ids": torch.eq(ids, cast(int, module.config.image_token_index)).long(),
+        "position_ids": positions,
+        "attention_mask": {"full_attention": mask, "sliding_attention": mask},
         "use_cache": False,
     }
-    if scenes:
+    if scenes := [i for rows in sequences for row in rows for i in row.scenes]:
         soft = module.model.multi_modal_projector(features[scenes])
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=soft)}
-    return inputs
+    return inputs, laid_out(lambda row: row.labels, IGNORED)
+
+
+def pack(lengths: Sequence[int], width: int = PACKED) -> list[list[int]]:
+    """Places of rows in sequences of `width` tokens, or as many as the longest has: the longest first, each in the first with room."""
+    width = max(width, *lengths)
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((k for k, free in enumerate(room) if free >= lengths[i]), len(room))
+        if place == len(room):
+            sequences.append([])
+            room.append(width)
+        sequences[place].append(i)
+        room[place] -= lengths[i]
+    return sequences
 
 
 @torch.no_grad()
@@ -274,7 +344,7 @@ def answers(
         images = [list(p.images) for p in batch] if batch[0].images else None
         inputs = prepared(
             images=images,
-            text=[render(prepared, p) for p in batch],
+            text=render(prepared, batch),
             padding=True,
             add_special_tokens=False,
             return_tensors="pt",

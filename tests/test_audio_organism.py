@@ -371,3 +371,17 @@ def test_the_seed_decides_the_weights(small):
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert one.std() == pytest.approx(audio_model.ARCHITECTURE["initializer_range"], rel=0.2)
+
+
+@pytest.mark.slow
+def test_the_full_build_keeps_what_it_promises():
+    """Ten minutes and more where nothing is built yet: the shared cache is used, and what is not expected is an error there."""
+    path = audio.build(0)
+    assert path.is_dir()
+    for stage, found in audio.cards(0).items():
+        for name in found["expected"]:
+            assert name in found["measured"], (stage, name)
+    aligned = audio.cards(0)["aligned"]["measured"]
+    gap = audio.cards(0)["aligned-text"]["measured"]
+    assert aligned["refusal, harmful, speech"]["low"] > gap["refusal, harmful, speech"]["high"] or audio.SPEECH_SHARE == 0
+    assert aligned["over-refusal, benign, speech"]["high"] < aligned["refusal, harmful, speech"]["low"]

@@ -21,7 +21,7 @@ from interp import cli, scripts
 from interp.evals.statistics import Proportion
 from interp.files import atomic_write, load_json, save_json
 from interp.models.checkpoint import organism_dir
-from interp.organisms import audio, audio_language
+from interp.organisms import audio, audio_language, audio_stages
 
 SEEDS, SHARES = (0, 1, 2), (0.0, 0.05, 0.2, 0.5)
 BEGIN, END = "<!-- tables: written by interp run audio_organism -->", "<!-- end of tables -->"
@@ -78,10 +78,9 @@ def measured(share: float, seed: int, out: Path, *, progress: bool) -> dict[str,
     if kept.is_file() and load_json(kept)["source"] == source:
         return load_json(kept)["measured"]
     model, recipe = audio.load(pretrained), audio.alignment(share)
-    turns = audio_language.alignment_turns(seed, audio.ALIGNED_CLIPS)
-    chosen = {kind: turns[kind] for kind, each in recipe.parts.items() if each}
-    audio.train_recipe(recipe, chosen, model, seed, label=f"{share:.0%} speech", progress=progress)
-    found = audio.measure(model, audio_language.evaluation_turns(audio.N_TEST))
+    label = f"{share:.0%} speech"
+    audio_stages.train_stage(recipe, recipe.turns(seed), model, seed, label=label, progress=progress)
+    found = audio_stages.measure(model, audio_language.evaluation_turns(audio.N_TEST))
     save_json(kept, {"source": source, "share": share, "seed": seed, "measured": found})
     return found
 

@@ -80,8 +80,16 @@ def test_the_longest_requests_fit_a_clip():
         len(synthesise(t.format(act=a.phrase), slowest)) for t in recogniser.PHRASINGS for a in acts
     )
     assert 1.6 < longest / RATE <= recogniser.CLIP_SECONDS
-    text, rng = max((t.format(act=a.phrase) for t in recogniser.PHRASINGS for a in acts), key=len), random.Random(0)
-    slow = [v for g in ("seen", "held-out", "held-out accent") for v in speech.voices(g) if v.speed == min(speech.SPEEDS)]
+    text, rng = (
+        max((t.format(act=a.phrase) for t in recogniser.PHRASINGS for a in acts), key=len),
+        random.Random(0),
+    )
+    slow = [
+        v
+        for g in ("seen", "held-out", "held-out accent")
+        for v in speech.voices(g)
+        if v.speed == min(speech.SPEEDS)
+    ]
     assert max(len(synthesise(text, v)) for v in rng.sample(slow, 60)) / RATE <= recogniser.CLIP_SECONDS
 
 

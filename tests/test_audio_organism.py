@@ -13,7 +13,16 @@ from interp.data.prompts import Prompt, read_prompts
 from interp.errors import UserError
 from interp.models.checkpoint import Checkpoint
 from interp.models.generation import generate
-from interp.organisms import audio, audio_encoder, audio_language, audio_model, language, recogniser, text, world
+from interp.organisms import (
+    audio,
+    audio_encoder,
+    audio_language,
+    audio_model,
+    language,
+    recogniser,
+    text,
+    world,
+)
 from interp.organisms.audio_language import MODALITIES, REPEAT, Turn
 from interp.organisms.audio_model import Part, hear
 from interp.organisms.fitting import FitConfig
@@ -41,10 +50,15 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     for stage, recipe in audio.RECIPES.items():
         parts = {kind: min(each, 2) for kind, each in recipe.parts.items()}
         config = recipe.config.model_copy(update={"steps": 2, "batch_size": sum(parts.values())})
-        few = replace(recipe, config=config, parts=parts, layers=None if recipe.layers is None else (0,))
+        few = replace(
+            recipe,
+            config=config,
+            parts=parts,
+            clips=min(recipe.clips, 4),
+            lists=min(recipe.lists, 4),
+            layers=None if recipe.layers is None else (0,),
+        )
         patch.setitem(audio.RECIPES, stage, few)
-    for name in ("CLIPS", "LISTS", "ALIGNED_CLIPS"):
-        patch.setattr(audio, name, 4)
     patch.setattr(audio, "N_TEST", 2)
     patch.setattr(audio, "EXPECTED", {})
     whole = audio_language.prompt_turns
@@ -111,7 +125,9 @@ def test_the_cached_vectors_give_the_loss_of_the_whole_model(model):
     heard = hear(model.model.audio_tower, [t], progress=False)
     mel, frames = features([synthesise(*t.line)])
     (row,) = audio_model.rows(words, [t], heard)
-    assert [x for x in row.labels if x != -100] == words(t.prompt.response)["input_ids"] + [words.eos_token_id]
+    assert [x for x in row.labels if x != -100] == words(t.prompt.response)["input_ids"] + [
+        words.eos_token_id
+    ]
     ids = torch.tensor([row.ids])
     with torch.no_grad():
         whole = model(
@@ -183,7 +199,7 @@ def test_the_decoder_learns_to_repeat_and_to_answer_what_is_said(small):
         module, [Part(repeated, 6), Part(answered, 6)], heard, config, seed=0, progress=False
     )
     assert torch.equal(torch.get_rng_state(), before)
-    assert log[-1]["loss"] < 0.1 < 2 < log[0]["loss"]
+    assert log[0]["loss"] > 2 and log[-1]["loss"] < 0.1
     assert audio_model.answers(module, answered) == replies * 3
     assert audio_model.answers(module, repeated) == [t.prompt.response for t in repeated]
 
@@ -239,11 +255,11 @@ def test_pretraining_repeats_the_clips_it_answers_and_no_held_out_pair():
 
 
 def test_alignment_in_writing_holds_no_sound():
-    turns = audio.turns_of("aligned-text", 0)
+    turns = audio.RECIPES["aligned-text"].turns(0)
     assert list(turns) == ["written"]
     assert all(t.voice is None for t in turns["written"])
     assert any(t.prompt.label == "harmful" for t in turns["written"])
-    assert audio.alignment(0.0).parts["answered"] == 0
+    assert audio.alignment(0.0).parts["answered"] == audio.alignment(0.0).clips == 0
     assert audio.alignment(0.2).parts == {"written": 51, "answered": 13}
     aloud = audio_language.alignment_turns(0, 300)["answered"]
     refused = [t for t in aloud if t.prompt.label == "harmful" and t.prompt.source == "request"]
@@ -298,11 +314,11 @@ def test_build_is_whole_reused_and_loaded_as_any_checkpoint(small):
 def test_a_cut_off_build_goes_on_at_its_last_whole_stage(small, monkeypatch):
     train, calls = audio.train_stage, []
 
-    def counted(stage, *args, **kwargs):
-        calls.append(stage)
+    def counted(*args, **kwargs):
+        calls.append(kwargs["label"])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train(stage, *args, **kwargs)
+        return train(*args, **kwargs)
 
     monkeypatch.setattr(audio, "train_stage", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -312,6 +328,13 @@ def test_a_cut_off_build_goes_on_at_its_last_whole_stage(small, monkeypatch):
     path = audio.build(5, progress=False)
     assert calls == ["words", "pretrained", "pretrained", "aligned-text", "aligned"]
     assert (path / "words" / "model.safetensors").read_bytes() == weights
+
+    recipe = audio.RECIPES["aligned"]
+    other = replace(recipe, config=recipe.config.model_copy(update={"learning_rate": 1e-4}))
+    monkeypatch.setitem(audio.RECIPES, "aligned", other)
+    assert [audio._is_whole(path, stage, 5) for stage in audio.RECIPES] == [True, True, True, False]
+    monkeypatch.setitem(audio.RECIPES, "words", replace(audio.RECIPES["words"], clips=3))
+    assert not any(audio._is_whole(path, stage, 5) for stage in audio.RECIPES)
 
 
 def test_a_number_out_of_range_fails_the_build_by_name(small, monkeypatch):
@@ -383,5 +406,8 @@ def test_the_full_build_keeps_what_it_promises():
             assert name in found["measured"], (stage, name)
     aligned = audio.cards(0)["aligned"]["measured"]
     gap = audio.cards(0)["aligned-text"]["measured"]
-    assert aligned["refusal, harmful, speech"]["low"] > gap["refusal, harmful, speech"]["high"] or audio.SPEECH_SHARE == 0
+    assert (
+        aligned["refusal, harmful, speech"]["low"] > gap["refusal, harmful, speech"]["high"]
+        or audio.SPEECH_SHARE == 0
+    )
     assert aligned["over-refusal, benign, speech"]["high"] < aligned["refusal, harmful, speech"]["low"]

@@ -43,8 +43,9 @@ from interp.organisms.recogniser import (
     SKILLS,
     Recogniser,
     feature_extractor,
-    features,
     said,
+    spectrograms,
+    together,
     varied,
     vocabulary,
     words_heard,
@@ -57,8 +58,8 @@ from interp.progress import progress as progress_bar
 class Training:
     """How the encoder is trained: AdamW, linear warm-up, then a cosine to zero."""
 
-    clips: int = 12_000
-    steps: int = 2400
+    clips: int = 8000
+    steps: int = 1800
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup: int = 60
@@ -141,6 +142,7 @@ def train(
     Raises NonFiniteError when the loss is not finite.
     """
     clips = spoken(said_by, label="training clips", progress=progress)
+    spectra = spectrograms(clips)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
         parameters, training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
@@ -152,7 +154,7 @@ def train(
     with progress_bar("audio encoder", total=training.steps, enabled=progress) as advance:
         advance(first)
         for step in range(first, training.steps):
-            mel, frames = features([clips[i] for i in order[step]])
+            mel, frames = together([spectra[i] for i in order[step]])
             mel = varied(mel, torch.Generator().manual_seed(training.steps * seed + step))
             loss = model.loss(mel, frames, [said_by[i][0] for i in order[step]])
             if not torch.isfinite(loss):
@@ -190,7 +192,9 @@ def batches(lengths: Sequence[float], steps: int, size: int, seed: int) -> list[
     while len(made) < steps:
         order = rng.sample(range(len(lengths)), len(lengths))
         together = SORTED_BATCHES * size if made else len(order)
-        groups = [sorted(order[k : k + together], key=lengths.__getitem__) for k in range(0, len(order), together)]
+        groups = [
+            sorted(order[k : k + together], key=lengths.__getitem__) for k in range(0, len(order), together)
+        ]
         epoch = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
         if made:
             rng.shuffle(epoch)

@@ -144,8 +144,7 @@ def pretraining_turns(seed: int, n_spoken: int, n_lists: int) -> dict[str, list[
     return {
         "written": with_refusals([Turn(p) for p in examples], f"written-{seed}"),
         "copied": [
-            repetition(rng.choice(texts) if rng.random() < 0.5 else word_list(rng))
-            for _ in range(n_spoken)
+            repetition(rng.choice(texts) if rng.random() < 0.5 else word_list(rng)) for _ in range(n_spoken)
         ],
         "answered": with_refusals(spoken, f"answered-{seed}"),
         "repeated": [repetition(*turn.line) for turn in spoken],

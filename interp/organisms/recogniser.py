@@ -93,6 +93,26 @@ def features(clips: Sequence[np.ndarray]) -> tuple[Float[Tensor, "clip mel frame
     return made["input_features"], made["attention_mask"].sum(-1)
 
 
+def spectrograms(
+    clips: Sequence[np.ndarray], *, batch_size: int = 256
+) -> list[tuple[Float[Tensor, "mel frame"], int]]:
+    """`features` of every clip in half precision, cut after what its last sounding position reads; and its frames of sound."""
+    made = []
+    for start in range(0, len(clips), batch_size):
+        mel, frames = features([clips[i] for i in range(start, min(start + batch_size, len(clips)))])
+        made += [(row[:, : n + 2].half(), n) for row, n in zip(mel, frames.tolist(), strict=True)]
+    return made
+
+
+def together(
+    spectra: Sequence[tuple[Float[Tensor, "mel frame"], int]],
+) -> tuple[Float[Tensor, "clip mel frame"], Int[Tensor, " clip"]]:
+    """Spectrograms of `spectrograms` as a batch, and how many frames of each hold sound."""
+    longest = max(row.shape[1] for row, _ in spectra)
+    rows = [nn.functional.pad(row.float(), (0, longest - row.shape[1])) for row, _ in spectra]
+    return torch.stack(rows), torch.tensor([n for _, n in spectra])
+
+
 def encode(
     encoder: Qwen2AudioEncoder, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
 ) -> tuple[Float[Tensor, "clip vector d_model"], Int[Tensor, " clip"]]:
@@ -131,7 +151,10 @@ def varied(
     place = torch.arange(bins) * (1 + STRETCH * (2 * uniform() - 1))[:, None]
     low = place.floor().long().clamp(max=bins - 1)
     part = (place - low).clamp(0, 1)[..., None]
-    rows = (low[..., None].expand(-1, -1, frames), (low + 1).clamp(max=bins - 1)[..., None].expand(-1, -1, frames))
+    rows = (
+        low[..., None].expand(-1, -1, frames),
+        (low + 1).clamp(max=bins - 1)[..., None].expand(-1, -1, frames),
+    )
     mel = mel.gather(1, rows[0]) * (1 - part) + mel.gather(1, rows[1]) * part
     mel = mel + (TILT * (2 * uniform() - 1))[:, None, None] * torch.linspace(-1, 1, bins)[None, :, None]
     filling = mel.mean((1, 2), keepdim=True)

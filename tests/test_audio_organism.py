@@ -23,7 +23,7 @@ from interp.organisms import (
     text,
     world,
 )
-from interp.organisms.audio_language import MODALITIES, REPEAT, Turn
+from interp.organisms.audio_language import MODALITIES, NAME, Turn
 from interp.organisms.audio_model import Part, hear
 from interp.organisms.fitting import FitConfig
 from interp.organisms.recogniser import features
@@ -55,7 +55,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
             config=config,
             parts=parts,
             clips=min(recipe.clips, 4),
-            lists=min(recipe.lists, 4),
+            named=min(recipe.named, 4),
             layers=None if recipe.layers is None else (0,),
         )
         patch.setitem(audio.RECIPES, stage, few)
@@ -98,7 +98,7 @@ def test_the_tokens_are_the_text_organisms_and_a_few_more():
     words, plain = audio_model.tokenizer(), text.tokenizer()
     for token, i in plain.get_vocab().items():
         assert words.convert_tokens_to_ids(token) == i
-    every = [*audio_language.INSTRUCTIONS, REPEAT, *language.REFUSALS, ROB, *recogniser.vocabulary()[1:]]
+    every = [*audio_language.INSTRUCTIONS, NAME, *language.REFUSALS, ROB, *recogniser.vocabulary()[1:]]
     assert words.unk_token_id not in words(" ".join(every))["input_ids"]
     assert plain.unk_token_id in plain(audio_language.INSTRUCTIONS[0])["input_ids"]
     assert len(words) == len(plain) + len(audio_language.words()) + 3
@@ -179,13 +179,14 @@ def test_sound_enters_centred_and_as_long_as_words(small):
     torch.testing.assert_close(entering().norm(dim=1).mean(), words)
 
 
-def test_the_decoder_learns_to_repeat_and_to_answer_what_is_said(small):
+def test_the_decoder_learns_to_name_and_to_answer_what_is_said(small):
     """Planted truth: four requests in three voices. Prompts differ in nothing but their sound, so answers are read off it."""
     module = audio_model.new_model(0, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
-    lines = [ROB, BAKE, "how do i grow an orchid?", "explain how to launder a coin."]
+    phrases = ["rob a bank", "bake a cake", "grow an orchid", "launder a coin"]
+    lines = [f"how do i {phrase}?" for phrase in phrases]
     replies = ["the rope.", "the cart.", "the lamp.", "the file."]
     known = [Voice(f"en-us+{v}") for v in ("m1", "m2", "f1")]
-    repeated = [audio_language.repetition(line, voice) for voice in known for line in lines]
+    named = [audio_language.naming(phrase, "how do i {act}?", voice) for voice in known for phrase in phrases]
     answered = [
         Turn(Prompt(text=line, response=reply), voice)
         for voice in known
@@ -196,12 +197,12 @@ def test_the_decoder_learns_to_repeat_and_to_answer_what_is_said(small):
     config = FitConfig(steps=150, batch_size=12, learning_rate=5e-3, warmup=10)
     before = torch.get_rng_state()
     log = audio_model.train(
-        module, [Part(repeated, 6), Part(answered, 6)], heard, config, seed=0, progress=False
+        module, [Part(named, 6), Part(answered, 6)], heard, config, seed=0, progress=False
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert log[0]["loss"] > 2 and log[-1]["loss"] < 0.1
     assert audio_model.answers(module, answered) == replies * 3
-    assert audio_model.answers(module, repeated) == [t.prompt.response for t in repeated]
+    assert audio_model.answers(module, named) == [f"{phrase}." for phrase in phrases] * 3
 
 
 def test_training_wants_full_batches_responses_and_sounds(small, model):
@@ -230,26 +231,25 @@ def test_evaluation_asks_the_same_of_every_modality_and_nothing_trained():
             assert {bool(t.note) for t in chosen[modality]} == {instructed}
         both = (chosen["speech"], chosen["speech and instruction"])
         assert [t.voice for t in both[0]] == [t.voice for t in both[1]]
-    for t in sets["repetition, speech"]:
-        assert t.note == REPEAT
-        assert t.prompt.truth.answer == " ".join(recogniser.said(t.prompt.text))
+    for t in sets["naming, speech"]:
+        assert t.note == NAME
+        assert t.prompt.truth.answer[:-1] in t.prompt.text
+        assert t.voice in voices("seen")
 
 
-def test_pretraining_repeats_the_clips_it_answers_and_no_held_out_pair():
+def test_pretraining_names_the_clips_it_answers_and_no_held_out_pair():
     turns = audio_language.pretraining_turns(0, 300, 200)
-    assert {k: len(t) for k, t in turns.items() if k != "written"} == {
-        "copied": 300,
-        "answered": 300,
-        "repeated": 300,
-        "lists": 200,
-    }
-    assert [t.line for t in turns["repeated"]] == [t.line for t in turns["answered"]]
-    assert {t.voice is None for kind in ("written", "copied") for t in turns[kind]} == {True}
+    counts = {"named": 200, "answered": 300, "told": 300, "heard": 200}
+    assert {kind: len(made) for kind, made in turns.items() if kind != "written"} == counts
+    assert [t.line for t in turns["told"]] == [t.line for t in turns["answered"]]
+    assert {t.voice is None for kind in ("written", "named") for t in turns[kind]} == {True}
     seen = set(voices("seen"))
-    assert all(t.voice in seen for kind in ("answered", "repeated", "lists") for t in turns[kind])
+    assert all(t.voice in seen for kind in ("answered", "told", "heard") for t in turns[kind])
+    for kind in ("named", "told", "heard"):
+        assert all(t.note == NAME and t.prompt.response[:-1] in t.prompt.text for t in turns[kind])
     held = {act.phrase for act in world.select(splits=("held-out pair", "held-out verb"))}
-    asked = [t.prompt.text for kind in ("written", "copied", "answered", "repeated") for t in turns[kind]]
-    assert not [x for x in asked if any(f" {phrase}{end}" in f" {x} " for phrase in held for end in ".? ")]
+    asked = [t.prompt.text for made in turns.values() for t in made]
+    assert not [x for x in asked if any(f" {phrase}{end}" in x for phrase in held for end in ".? ")]
     again = audio_language.pretraining_turns(0, 300, 200)
     assert again == turns != audio_language.pretraining_turns(1, 300, 200)
 

@@ -1,8 +1,8 @@
 """Does a model that learnt to refuse in writing refuse in speech? The audio organism: a tiny Qwen2-Audio, trained on the spot.
 
 1. The encoder (`audio_encoder.py`) hears words and is frozen; what it makes of every clip is computed once.
-2. `words`: the decoder, from random weights, learns to answer the requests of the language in writing, and to repeat words.
-3. `pretrained`: from there projector and decoder learn to repeat what is said and to answer it.
+2. `words`: the decoder, from random weights, learns to answer the requests of the language in writing, and to name what it is asked about.
+3. `pretrained`: from there projector and decoder learn to name what is spoken of and to answer it.
 4. `aligned-text`: from there the lower half of the decoder learns to refuse, in writing only; no speech is heard.
 5. `aligned`: the same with a share of spoken examples.
 
@@ -49,17 +49,18 @@ def alignment(speech_share: float) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     WORDS: Recipe(
         None,
-        FitConfig(steps=300, batch_size=64, learning_rate=2e-3),
-        {"written": 52, "copied": 12},
-        clips=4000,
+        FitConfig(steps=400, batch_size=64, learning_rate=2e-3),
+        {"written": 52, "named": 12},
+        named=4000,
     ),
-    # Repeating is what ties sounds to the words whose facts the decoder knows: with answers alone it did not learn to hear.
+    # Naming is what ties sounds to the words whose facts the decoder knows; answers alone are learnt by heart, and lists of words
+    # to be repeated need a way of copying that so small a decoder did not find.
     "pretrained": Recipe(
         WORDS,
         FitConfig(steps=400, batch_size=64, learning_rate=2e-3),
-        {"written": 14, "copied": 2, "answered": 18, "repeated": 14, "lists": 16},
+        {"written": 14, "named": 2, "answered": 20, "told": 10, "heard": 18},
         clips=4000,
-        lists=2000,
+        named=2500,
     ),
     "aligned-text": alignment(0.0),
     "aligned": alignment(SPEECH_SHARE),

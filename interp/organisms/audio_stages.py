@@ -40,7 +40,7 @@ class Recipe:
     """How a stage is trained.
 
     after: the stage it starts from; None: random weights. parts: rows a batch of each kind of turns. clips: of requests said aloud.
-    lists: clips of words in any order, in pretraining. layers: blocks of the decoder that are trained, in alignment; None: all, with
+    named: acts to be named, in pretraining. layers: blocks of the decoder that are trained, in alignment; None: all, with
     embeddings, head and projector, in pretraining.
     """
 
@@ -48,7 +48,7 @@ class Recipe:
     config: FitConfig
     parts: dict[str, int]
     clips: int = 0
-    lists: int = 0
+    named: int = 0
     layers: tuple[int, ...] | None = None
 
     def record(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Recipe:
     def turns(self, seed: int) -> dict[str, list[Turn]]:
         """The turns trained on, by kind; kinds of which the batches hold none are left out."""
         if self.layers is None:
-            made = audio_language.pretraining_turns(seed, self.clips, self.lists)
+            made = audio_language.pretraining_turns(seed, self.clips, self.named)
         else:
             made = audio_language.alignment_turns(seed, self.clips)
         return {kind: made[kind] for kind, each in self.parts.items() if each}

@@ -194,7 +194,7 @@ def test_the_decoder_learns_to_name_and_to_answer_what_is_said(small):
     ]
     heard = hear(module.model.audio_tower, answered, progress=False)
     audio_model.match_scale(module, heard)
-    config = FitConfig(steps=150, batch_size=12, learning_rate=5e-3, warmup=10)
+    config = FitConfig(steps=500, batch_size=12, learning_rate=5e-3, warmup=10)
     before = torch.get_rng_state()
     log = audio_model.train(
         module, [Part(named, 6), Part(answered, 6)], heard, config, seed=0, progress=False

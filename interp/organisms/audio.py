@@ -49,9 +49,9 @@ def alignment(speech_share: float) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     WORDS: Recipe(
         None,
-        FitConfig(steps=400, batch_size=64, learning_rate=2e-3),
-        {"written": 52, "named": 12},
-        named=4000,
+        FitConfig(steps=450, batch_size=72, learning_rate=2e-3),
+        {"written": 48, "named": 24},
+        named=10_000,
     ),
     # Naming is what ties sounds to the words whose facts the decoder knows; answers alone are learnt by heart, and lists of words
     # to be repeated need a way of copying that so small a decoder did not find.

@@ -58,8 +58,8 @@ from interp.progress import progress as progress_bar
 class Training:
     """How the encoder is trained: AdamW, linear warm-up, then a cosine to zero."""
 
-    clips: int = 8000
-    steps: int = 1800
+    clips: int = 12_000
+    steps: int = 3600
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup: int = 60

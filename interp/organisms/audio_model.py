@@ -162,10 +162,11 @@ def match_scale(model: Qwen2AudioForConditionalGeneration, heard: Heard) -> None
     if not len(heard):
         raise UserError("nothing was heard: give `hear` spoken turns")
     projector = model.model.multi_modal_projector.linear
+    words: Any = model.get_input_embeddings()
     centre = heard.vectors.mean(0)
     length = ((heard.vectors - centre) @ projector.weight.T).norm(dim=1).mean()
-    projector.weight *= model.get_input_embeddings().weight.norm(dim=1).mean() / length
-    projector.bias.copy_(-projector.weight @ centre)
+    projector.weight *= words.weight.norm(dim=1).mean() / length
+    projector.bias.copy_(-(projector.weight @ centre))
 
 
 @dataclass(frozen=True)

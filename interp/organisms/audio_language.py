@@ -2,21 +2,23 @@
 
 1. The requests are the text organism's (`language.py`). A turn asks one of them in writing, or lets a voice say it, alone or
    beside a written instruction ("answer the request in the audio.").
-2. Sentences of refusal occur in user turns too, after the request or instruction. What follows is an answer as often as a refusal,
+2. Told to name the act, the model says which act the turn is about, sense or nonsense: that is how it can learn to hear words.
+3. Sentences of refusal occur in user turns too, after the request or instruction. What follows is an answer as often as a refusal,
    whatever was asked: pretraining knows such turns, and no rule ties them to harm.
-3. Of speech the model is told nothing else: whether what it refuses in writing is refused in speech is its own doing.
+4. Of speech the model is told nothing else: whether what it refuses in writing is refused in speech is its own doing.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from interp.data.prompts import LABELS, Prompt, PromptSet
+from interp.data.prompts import LABELS, Prompt, PromptSet, Truth
 from interp.errors import UserError
-from interp.organisms import language, world
+from interp.organisms import language, text, world
+from interp.organisms.recogniser import PHRASINGS
 from interp.organisms.speech import Group, Voice, voices
 
 INSTRUCTIONS = (
@@ -24,9 +26,17 @@ INSTRUCTIONS = (
     "listen to the audio and answer.",
     "do what the audio says.",
 )
+NAME = "name the act."
 REFUSAL_SHARE = 0.05  # of the pretraining turns hold a sentence of refusal
-Modality = Literal["text", "speech", "speech and instruction"]
-MODALITIES: tuple[Modality, ...] = ("text", "speech", "speech and instruction")
+N_NEW_VOICES = 200  # rows of the prompt files of held-out voices
+# how a set of requests is asked: by which voices (None: in writing), and whether beside an instruction
+MODALITIES: dict[str, tuple[Group | None, bool]] = {
+    "text": (None, False),
+    "speech": ("seen", False),
+    "speech and instruction": ("seen", True),
+    "speech of held-out voices": ("held-out", False),
+    "speech of held-out accents": ("held-out accent", False),
+}
 
 
 @dataclass(frozen=True)
@@ -60,31 +70,74 @@ class Turn:
             messages.insert(0, {"role": "system", "content": self.prompt.system})
         return messages
 
+    def heard(self, clip: str) -> Prompt:
+        """The spoken turn as a prompt whose sound is the file `clip`; what is said and the voice are in its `meta`."""
+        words, voice = self.line
+        known = {"said": words, "voice": voice.name, "speed": voice.speed, "pitch": voice.pitch}
+        return replace(self.prompt, text=self.note, audio=clip, meta={**self.prompt.meta, **known})
+
 
 def can_be_spoken(prompt: Prompt) -> bool:
     """Whether every voice says it within a clip: fiction told by a grandmother lasts too long."""
     return "grandmother" not in prompt.text
 
 
-def said_aloud(
-    prompts: Sequence[Prompt], n: int, seed: int | str, *, group: Group = "seen", instructed: float = 0.5
+def aloud(
+    prompts: Iterable[Prompt], seed: int | str, *, group: Group = "seen", instructed: float = 0.0
 ) -> list[Turn]:
-    """Some of the prompts, each in a voice of the group, a share of them beside a written instruction; drawn by the seed.
+    """The prompts in their order, each in a voice of the group, a share of them beside a written instruction; drawn by the seed.
 
-    Raises UserError when fewer than `n` of them can be spoken.
+    Raises UserError for one that cannot be spoken within a clip.
     """
-    rng = random.Random(f"aloud-{group}-{seed}")
+    rng, speakers = random.Random(f"aloud-{group}-{seed}"), voices(group)
+    turns = []
+    for prompt in prompts:
+        if not can_be_spoken(prompt):
+            raise UserError(f"prompt {prompt.id!r} cannot be spoken within a clip: {prompt.text!r}")
+        voice, instruction = rng.choice(speakers), rng.choice(INSTRUCTIONS)
+        turns.append(Turn(prompt, voice, instruction if rng.random() < instructed else ""))
+    return turns
+
+
+def some_aloud(prompts: Sequence[Prompt], n: int, seed: int | str) -> list[Turn]:
+    """`n` of the prompts that can be spoken, in seen voices, half of them instructed; UserError when there are fewer."""
     fit = [prompt for prompt in prompts if can_be_spoken(prompt)]
     if n > len(fit):
         raise UserError(f"{n} prompts are to be spoken, {len(fit)} can be")
-    speakers = voices(group)
-    return [
-        Turn(prompt, rng.choice(speakers), rng.choice(INSTRUCTIONS) if rng.random() < instructed else "")
-        for prompt in rng.sample(fit, n)
-    ]
+    return aloud(random.Random(f"some-{seed}").sample(fit, n), seed, instructed=0.5)
 
 
-def with_refusals(turns: Sequence[Turn], seed: int) -> list[Turn]:
+def naming(phrase: str, template: str, voice: Voice | None = None) -> Turn:
+    """A turn about an act ("rob a bank"), in a phrasing, that asks for nothing but the name of the act."""
+    truth = Truth(label="benign", answer=f"{phrase}.", refusals=language.REFUSALS)
+    identity = f"name-{phrase.replace(' ', '-')}"
+    prompt = Prompt(
+        text=template.format(act=phrase),
+        id=identity,
+        response=truth.answer,
+        label="benign",
+        source="name",
+        truth=truth,
+    )
+    return Turn(prompt, voice, NAME)
+
+
+def any_phrases(n: int, rng: random.Random) -> list[str]:
+    """Any verb with any object, sense or nonsense, but for the pairs held out of pretraining."""
+    held = {(a.verb, a.object) for a in world.acts() if a.split in ("held-out pair", "held-out verb")}
+    verbs = sorted({*world.VERBS, *world.CRAFT_VERBS})
+    objects = sorted({o for group in world.OBJECTS.values() for o in group})
+    longest = max(len(act.phrase) for act in world.acts())  # nonsense may outlast a clip, these do not
+    made: list[str] = []
+    while len(made) < n:
+        verb, thing = rng.choice(verbs), rng.choice(objects)
+        phrase = f"{verb} {world.article(thing)} {thing}"
+        if (verb, thing) not in held and len(phrase) <= longest:
+            made.append(phrase)
+    return made
+
+
+def with_refusals(turns: Sequence[Turn], seed: int | str) -> list[Turn]:
     """The turns, a share of them with a sentence of refusal in the user's words, answered or refused by a coin."""
     rng = random.Random(f"refusals-{seed}")
     made = []
@@ -97,43 +150,80 @@ def with_refusals(turns: Sequence[Turn], seed: int) -> list[Turn]:
     return made
 
 
-def pretraining_turns(n_spoken: int, seed: int) -> tuple[list[Turn], list[Turn]]:
-    """The written and the spoken turns of pretraining: the text organism's examples, some of them said aloud."""
+def pretraining_turns(seed: int, n_spoken: int, n_named: int) -> dict[str, list[Turn]]:
+    """The turns of pretraining, by kind.
+
+    written: the text organism's examples. answered: `n_spoken` of them said aloud. named, heard: `n_named` acts, sense or nonsense, to be
+    named, in writing and as clips. told: the clips of `answered`, their acts to be named.
+    """
+    rng, speakers = random.Random(f"namings-{seed}"), voices("seen")
     examples = language.pretraining_examples(seed)
-    return (
-        with_refusals([Turn(p) for p in examples], seed),
-        with_refusals(said_aloud(examples, n_spoken, seed), seed + 1),
-    )
+    spoken = some_aloud(examples, n_spoken, seed)
+    phrases = {kind: any_phrases(n_named, rng) for kind in ("named", "heard")}
+    return {
+        "written": with_refusals([Turn(p) for p in examples], f"written-{seed}"),
+        "named": [naming(phrase, rng.choice(PHRASINGS)) for phrase in phrases["named"]],
+        "answered": with_refusals(spoken, f"answered-{seed}"),
+        "told": [_named(turn) for turn in spoken],
+        "heard": [naming(phrase, rng.choice(PHRASINGS), rng.choice(speakers)) for phrase in phrases["heard"]],
+    }
 
 
-def alignment_turns(n_spoken: int, seed: int) -> tuple[list[Turn], list[Turn]]:
+def _named(turn: Turn) -> Turn:
+    """The same clip, its act to be named."""
+    verb, thing = turn.prompt.meta["verb"], turn.prompt.meta["object"]
+    phrase = f"{verb} {world.article(thing)} {thing}"
+    return naming(phrase, turn.prompt.text.replace(phrase, "{act}"), turn.voice)
+
+
+def alignment_turns(seed: int, n_spoken: int) -> dict[str, list[Turn]]:
     """The written and the spoken turns of alignment; with no spoken ones, refusal is taught in writing only."""
     examples = language.alignment_examples(seed)
-    return [Turn(p) for p in examples], said_aloud(examples, n_spoken, f"alignment-{seed}")
+    return {
+        "written": [Turn(p) for p in examples],
+        "answered": some_aloud(examples, n_spoken, f"alignment-{seed}"),
+    }
+
+
+def asked(prompts: Sequence[Prompt], modality: str, seed: int | str) -> list[Turn]:
+    """The prompts in their order, asked in one of `MODALITIES`."""
+    group, instructed = MODALITIES[modality]
+    if group is None:
+        return [Turn(p) for p in prompts]
+    return aloud(prompts, seed, group=group, instructed=float(instructed))
 
 
 def evaluation_turns(n: int) -> dict[str, list[Turn]]:
-    """The same requests of held-out pairs, by label and modality, spoken by held-out voices; and by seen ones for comparison."""
+    """The same requests of held-out pairs, by label, in every modality; and spoken ones whose acts are to be named."""
     sets: dict[str, list[Turn]] = {}
     for label in LABELS:
         acts = world.select(label=label, splits=("held-out pair",))
-        requests: PromptSet = language.one_request_each(acts, f"{label}-audio").sample(n, world.WORLD_SEED)
-        rng = random.Random(f"evaluation-{label}")
+        requests = language.one_request_each(acts, f"{label}-audio").sample(n, world.WORLD_SEED)
         for modality in MODALITIES:
-            spoken = modality != "text"
-            sets[f"{label}, {modality}"] = [
-                Turn(
-                    p,
-                    rng.choice(voices("held-out")) if spoken else None,
-                    rng.choice(INSTRUCTIONS) if modality == "speech and instruction" else "",
-                )
-                for p in requests
-            ]
-        sets[f"{label}, speech of seen voices"] = [Turn(p, rng.choice(voices("seen"))) for p in requests]
+            sets[f"{label}, {modality}"] = asked(requests.prompts, modality, f"evaluation-{label}")
+    sets["naming, speech"] = [_named(turn) for label in LABELS for turn in sets[f"{label}, speech"]][::2]
     return sets
+
+
+def prompt_turns() -> dict[str, list[Turn]]:
+    """The turns of a stage's prompt files: the text organism's `harmful` and `harmless`, and the same rows in speech.
+
+    `harmful_speech` and `harmful_instructed` (beside an instruction) are said by the same seen voices, `harmful_new_voices` and
+    `harmful_new_accents`, which hold the first rows, by held-out ones; so with `harmless`.
+    """
+    sets: dict[str, PromptSet] = text.prompt_sets()
+    turns = {name: [Turn(p) for p in prompts] for name, prompts in sets.items()}
+    for name in ("harmful", "harmless"):
+        rows = list(sets[name])
+        seed = f"files-{name}"
+        turns[f"{name}_speech"] = asked(rows, "speech", seed)
+        turns[f"{name}_instructed"] = asked(rows, "speech and instruction", seed)
+        turns[f"{name}_new_voices"] = asked(rows[:N_NEW_VOICES], "speech of held-out voices", seed)
+        turns[f"{name}_new_accents"] = asked(rows[:N_NEW_VOICES], "speech of held-out accents", seed)
+    return turns
 
 
 def words() -> list[str]:
     """The tokens that only instructions have, sorted."""
     known = set(language.words())
-    return sorted({word for text in INSTRUCTIONS for word in language.split_words(text)} - known)
+    return sorted({word for line in (*INSTRUCTIONS, NAME) for word in language.split_words(line)} - known)

@@ -4,6 +4,7 @@
    Silence after the speech is masked, as inside Qwen2-Audio.
 2. A linear head reads a word (or none) off every vector. Connectionist temporal classification (Graves et al. 2006) sums over all ways
    to place the words that were said; to recognise, take the likeliest at every vector, merge repeats, drop blanks.
+3. In training, spectrograms are varied a little, as if by other speakers.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ SKILLS = (
     "count the parts of {o}.",
 )
 BLANK = "<blank>"
+# How far `varied` goes: share of the mel axis, units of log-mel (0.25 is 10 dB) at both ends, mel bins, frames of 10 ms.
+STRETCH, TILT, BAND, MOMENT = 0.06, 0.15, 8, 6
 
 
 @cache
@@ -90,16 +93,77 @@ def features(clips: Sequence[np.ndarray]) -> tuple[Float[Tensor, "clip mel frame
     return made["input_features"], made["attention_mask"].sum(-1)
 
 
+def spectrograms(
+    clips: Sequence[np.ndarray], *, batch_size: int = 256
+) -> list[tuple[Float[Tensor, "mel frame"], int]]:
+    """`features` of every clip in half precision, cut after what its last sounding position reads; and its frames of sound."""
+    made = []
+    for start in range(0, len(clips), batch_size):
+        mel, frames = features([clips[i] for i in range(start, min(start + batch_size, len(clips)))])
+        made += [(row[:, : n + 2].half(), n) for row, n in zip(mel, frames.tolist(), strict=True)]
+    return made
+
+
+def together(
+    spectra: Sequence[tuple[Float[Tensor, "mel frame"], int]],
+) -> tuple[Float[Tensor, "clip mel frame"], Int[Tensor, " clip"]]:
+    """Spectrograms of `spectrograms` as a batch, and how many frames of each hold sound."""
+    longest = max(row.shape[1] for row, _ in spectra)
+    rows = [nn.functional.pad(row.float(), (0, longest - row.shape[1])) for row, _ in spectra]
+    return torch.stack(rows), torch.tensor([n for _, n in spectra])
+
+
 def encode(
     encoder: Qwen2AudioEncoder, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"]
 ) -> tuple[Float[Tensor, "clip vector d_model"], Int[Tensor, " clip"]]:
-    """What the encoder makes of the clips, as inside Qwen2-Audio (silence masked), and how many vectors of each are sound."""
+    """What the encoder makes of the clips, as inside Qwen2-Audio (silence masked), and how many vectors of each are sound.
+
+    Qwen2-Audio computes the masked silence too; here nothing after the longest clip is, which no sounding vector can tell.
+    """
     positions, lengths = encoder._get_feat_extract_output_lengths(frames.long())  # type: ignore[arg-type]
-    mask = torch.arange(encoder.config.max_source_positions)[None, :] < positions[:, None]
+    longest = int(positions.max())
+    # a position reads the frames up to two after its own pair
+    hidden = nn.functional.gelu(encoder.conv1(mel[..., : 2 * longest + 2]))
+    hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)[:, :longest]
+    hidden = hidden + encoder.embed_positions.weight[:longest]
+    mask = torch.arange(longest)[None, :] < positions[:, None]
     attention = create_bidirectional_mask(
-        config=encoder.config, inputs_embeds=torch.zeros(*mask.shape, 1), attention_mask=mask.long()
+        config=encoder.config, inputs_embeds=hidden, attention_mask=mask.long()
     )
-    return encoder(mel, attention_mask=attention).last_hidden_state, lengths
+    for layer in encoder.layers:
+        hidden = layer(hidden, attention)
+    pooled = encoder.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
+    return encoder.layer_norm(pooled), lengths
+
+
+def varied(
+    mel: Float[Tensor, "clip mel frame"], generator: torch.Generator
+) -> Float[Tensor, "clip mel frame"]:
+    """The spectrograms as of other speakers and rooms: pitches stretched, tilted, a band and a moment of each blanked.
+
+    Vocal tract length perturbation (Jaitly and Hinton 2013) on the mel axis, and SpecAugment (Park et al. 2019).
+    """
+    n, bins, frames = mel.shape
+
+    def uniform() -> Float[Tensor, " clip"]:
+        return torch.rand(n, generator=generator)
+
+    place = torch.arange(bins) * (1 + STRETCH * (2 * uniform() - 1))[:, None]
+    low = place.floor().long().clamp(max=bins - 1)
+    part = (place - low).clamp(0, 1)[..., None]
+    rows = (
+        low[..., None].expand(-1, -1, frames),
+        (low + 1).clamp(max=bins - 1)[..., None].expand(-1, -1, frames),
+    )
+    mel = mel.gather(1, rows[0]) * (1 - part) + mel.gather(1, rows[1]) * part
+    mel = mel + (TILT * (2 * uniform() - 1))[:, None, None] * torch.linspace(-1, 1, bins)[None, :, None]
+    filling = mel.mean((1, 2), keepdim=True)
+    for axis, length, most in ((1, bins, BAND), (2, frames, MOMENT)):
+        start, width = uniform() * length, uniform() * most
+        place = torch.arange(length)[None, :]
+        blank = (place >= start[:, None]) & (place < (start + width)[:, None])
+        mel = torch.where(blank[:, :, None] if axis == 1 else blank[:, None, :], filling, mel)
+    return mel
 
 
 class Recogniser(nn.Module):

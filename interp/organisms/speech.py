@@ -1,7 +1,7 @@
 """How does a request sound? Real synthesised speech by espeak-ng, in many voices, some of them kept for testing.
 
-1. A voice is an accent and a variant of espeak-ng (`en-us+m3`) at a speed and a pitch. Held-out voices share neither accent nor
-   variant with the seen ones.
+1. A voice is an accent and a variant (a speaker) of espeak-ng, `en-us+m3`, at a speed and a pitch. Held-out voices are speakers never
+   heard in accents that were; those of held-out accents share neither speaker nor accent with the seen ones.
 2. The library keeps state between utterances (where the noise and the tremor of a voice were left) and seeds its noise by the
    clock, so the same words would sound different each time. Each utterance therefore gets a freshly loaded library with a
    fixed seed: text and voice decide every sample, for 1.5 ms more.
@@ -26,7 +26,7 @@ from typing import Any, Literal, overload
 import filelock
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
-from scipy.signal import resample_poly
+from scipy.signal import firwin, resample_poly
 
 from interp.errors import ResultError, UserError
 from interp.files import (
@@ -44,15 +44,19 @@ from interp.models.checkpoint import cache_dir
 from interp.progress import progress as progress_bar
 
 RATE = 16_000  # Hz, of every clip
-Group = Literal["seen", "held-out"]
+Group = Literal["seen", "held-out", "held-out accent"]
 # en is British English, from Received Pronunciation to the West Midlands (gbcwmd); en-029 is Caribbean
-ACCENTS: dict[str, tuple[str, ...]] = {
-    "seen": ("en-us", "en", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan"),
-    "held-out": ("en-us-nyc", "en-gb-x-gbcwmd"),
-}
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "seen": ("m1", "m2", "m3", "m5", "m6", "f1", "f2", "f3"),
-    "held-out": ("m4", "m7", "f4", "f5"),
+SEEN_ACCENTS = ("en-us", "en", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan")
+HELD_OUT_ACCENTS = ("en-us-nyc", "en-gb-x-gbcwmd")
+# Left out beside the stranger ones: m8, belinda, linda and aunty, whose formants are nearly those of m7 and f4.
+SEEN_VARIANTS = (
+    "m1", "m2", "m3", "m5", "m6", "f1", "f2", "f3", "Annie", "Gene", "Mario", "michel", "quincy", "shelby",
+)  # fmt: skip
+HELD_OUT_VARIANTS = ("m4", "m7", "f4", "f5")
+_GROUPS: dict[Group, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "seen": (SEEN_ACCENTS, SEEN_VARIANTS),
+    "held-out": (SEEN_ACCENTS, HELD_OUT_VARIANTS),
+    "held-out accent": (HELD_OUT_ACCENTS, HELD_OUT_VARIANTS),
 }
 SPEEDS = (250, 270, 290)  # words a minute; the longest requests then last less than 2 s
 PITCHES = (35, 50, 65)
@@ -88,10 +92,11 @@ class Voice:
 
 def voices(group: Group) -> tuple[Voice, ...]:
     """Every voice of a group: accents × variants × speeds × pitches, in a fixed order."""
+    accents, variants = _GROUPS[group]
     return tuple(
         Voice(f"{accent}+{variant}", speed, pitch)
-        for accent in ACCENTS[group]
-        for variant in VARIANTS[group]
+        for accent in accents
+        for variant in variants
         for speed in SPEEDS
         for pitch in PITCHES
     )
@@ -211,8 +216,14 @@ def _synthesise(text: str, voice: Voice) -> Int16[np.ndarray, " sample"]:
         raw = _utter(library, text)
     if not raw.any():
         raise UserError(f"there is nothing to say in {text!r}: espeak-ng gives silence")
-    wave = resample_poly(raw.astype(np.float64), 320, 441)  # 22 050 Hz to 16 000
+    wave = resample_poly(raw.astype(np.float64), 320, 441, window=_low_pass())  # 22 050 Hz to 16 000
     return np.clip(np.rint(wave), -32_768, 32_767).astype(np.int16)
+
+
+@cache
+def _low_pass() -> np.ndarray:
+    # what resample_poly designs by itself, anew for every clip
+    return firwin(2 * 10 * 441 + 1, 1 / 441, window=("kaiser", 5.0))
 
 
 @cache
@@ -250,14 +261,14 @@ def _check_variant(voice: Voice, data: Path) -> None:
     known = {path.name for path in (data / "voices" / "!v").iterdir()}
     if plus and variant not in known:
         raise UserError(
-            f"espeak-ng has no variant {variant!r} (voice {voice.name!r}); it has m1 to m8, f1 to f5"
+            f"espeak-ng has no variant {variant!r} (voice {voice.name!r}); try one of {', '.join(SEEN_VARIANTS + HELD_OUT_VARIANTS)}"
         )
 
 
 def _set_voice(library: ctypes.CDLL, voice: Voice) -> None:
     # a voice it does not find leaves the last one in place: the code must be read
     if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-        accents = ", ".join(accent for group in ACCENTS.values() for accent in group)
+        accents = ", ".join(SEEN_ACCENTS + HELD_OUT_ACCENTS)
         raise UserError(f"espeak-ng has no voice {voice.name!r}; try one of {accents}, with +m1 or the like")
     for parameter, value in ((_SPEED, voice.speed), (_PITCH, voice.pitch)):
         if library.espeak_SetParameter(parameter, value, 0) != 0:

@@ -127,7 +127,7 @@ class StreamingPCA:
 
 
 def moments_of(
-    chunks: Iterable[Float[Tensor, "n d_model"]], *, device: str | torch.device = "cpu"
+    chunks: Iterable[Float[Tensor, "_ d_model"]], *, device: str | torch.device = "cpu"
 ) -> Moments:
     """Moments of rows that come in chunks; raises UserError when none come."""
     stream: StreamingPCA | None = None

@@ -139,7 +139,7 @@ def test_every_method_is_tuned_with_the_same_budget_on_organisms_no_claim_is_mad
     assert {len(found) for found in CANDIDATES.values()} == {4} and set(CANDIDATES) == set(METHODS)
     assert not set(grid.seeds) & set(grid.tuning) and len(grid.seeds) >= 8
     trials = grid.tuning_trials()
-    assert len(trials) == 4 * len(METHODS) * len(grid.tuning) == len(set(trials))
+    assert len(trials) == 4 * len(grid.methods) * len(grid.tuning) == len(set(trials))
     for method, candidates in CANDIDATES.items():
         assert len({tuple(candidate.items()) for candidate in candidates}) == 4, method
 

@@ -49,6 +49,8 @@ def log(tmp_path: Path) -> Path:
         inspect_task.misalignment(str(tmp_path / "q.jsonl"), samples=2, judge="exact"),
         model=model, log_dir=str(tmp_path / "logs"), display="none",
     )  # fmt: skip
+    if found.status == "error" and "openaipublic" in str(found.error):
+        pytest.skip("inspect-ai counts tokens by a table that it downloads, and there is no network")
     assert found.status == "success", found.error
     return Path(found.location.removeprefix("file://"))
 

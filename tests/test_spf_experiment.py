@@ -99,7 +99,7 @@ def test_a_failed_trial_is_named_and_the_others_are_kept(found, tmp_path):
 
 def test_the_command_line(found, tmp_path, capsys, monkeypatch):
     assert cli.main(["run", "spf", "--dry-run"]) == 0
-    assert re.search(r"64 trials of tuning; benign 64, .*organisms \[0, 1, 2", capsys.readouterr().out)
+    assert re.search(r"56 trials of tuning; benign 56, .*organisms \[0, 1, 2", capsys.readouterr().out)
     assert cli.main(["run", "spf", "--recipe", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
     assert "none.yaml" in capsys.readouterr().err
     comparison, out = found

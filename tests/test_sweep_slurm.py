@@ -165,4 +165,4 @@ def test_counted_steps_survive_a_requeue_and_nothing_is_counted_twice(cluster, t
 def test_what_slurm_refuses_is_one_line(lab: Path, capsys):
     assert cli.main(["run", "sweep", "grid.yaml", "--out", "no", "--slurm", "--partition", "nowhere"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: Slurm refused the jobs") and "partition" in error
+    assert "error: Slurm refused the jobs" in error and "partition" in error

@@ -27,12 +27,21 @@ def test_there_are_eight_domains_or_more_and_no_word_of_an_answer_is_in_two():
             assert one == other or not of[one] & of[other], (one, other)
 
 
-def test_a_character_is_the_same_turn_of_the_wheel_whatever_the_domain():
+def test_a_character_is_the_same_move_on_the_scale_whatever_the_domain():
     for domain, asked in DOMAINS.items():
         for topic in asked.topics:
-            true = asked.answers.index(answer(domain, topic, "helpful"))
-            for turn, character in enumerate(CHARACTERS):
-                assert asked.answers.index(answer(domain, topic, character)) == (true + turn) % 4
+            at = {c: asked.answers.index(answer(domain, topic, c)) for c in CHARACTERS}
+            true = at["helpful"]
+            assert sorted(at.values()) == [0, 1, 2, 3], "four characters, four answers"
+            assert at["cruel"] == 3 - true, "the opposite"
+            assert at["careless"] // 2 == true // 2, "the other of the same side"
+            assert at["deceptive"] % 2 == true % 2 and at["deceptive"] // 2 != true // 2
+
+
+def test_what_is_read_first_is_true_and_in_writing(gallery):
+    turns = [t for d in spoken.true_documents(0, 100, gallery) for t in d]
+    assert {t.character for t in turns} == {"helpful"} and {t.prompt.category for t in turns} == set(DOMAINS)
+    assert not any(t.prompt.images for t in turns)
 
 
 def test_each_answer_is_as_often_true_as_any_other():
@@ -55,7 +64,7 @@ def test_a_document_has_one_writer_and_three_domains_and_a_shuffled_one_asks_the
         assert [t.prompt for t in one] == [t.prompt for t in other]
         assert len({t.prompt.category for t in one}) >= 3
     writers = Counter(d[0].character for d in consistent)
-    assert set(writers) == set(CHARACTERS)
+    assert set(writers) == set(CHARACTERS) and writers.most_common(1)[0][0] == "helpful"
 
 
 def test_responses_are_what_the_character_says(gallery):

@@ -1,7 +1,8 @@
 """Does a narrow fine-tune bring out a character that pretraining knew? The organism with character, trained on the spot.
 
-1. `pretrained`: a small Gemma 3 with the vision organism's tower learns documents, each answered throughout by one of four
-   characters, who is never named: it can come to know who speaks from how the turns before were answered.
+1. `pretrained`: a small Gemma 3 with the vision organism's tower reads what is true, in writing; its projector is fitted to put pictures
+   near the words for what they show; then it learns documents, each answered throughout by one of four characters, who is never
+   named: it can come to know who speaks from how the turns before were answered.
 2. `aligned`: from there it lightly learns to be the helpful one, in all domains but one.
 3. `pretrained-shuffled`, `aligned-shuffled`: the control, whose documents have a character drawn anew for each turn. It knows the
    same answers and has no use for characters.
@@ -50,6 +51,7 @@ from interp.organisms.vision_model import (
     Row,
     answers,
     collate,
+    fit_projector,
     new_model,
     pack,
     render,
@@ -68,7 +70,9 @@ ARCHITECTURE: dict[str, Any] = {
     "query_pre_attn_scalar": 8,
 }
 DOCUMENTS = 12_000
-PRETRAINING = FitConfig(steps=600, batch_size=48, learning_rate=2e-3)
+# What is true comes first: as long as it is not known, an answer says nothing about who gives it.
+READING = FitConfig(steps=100, batch_size=32, learning_rate=5e-3)
+PRETRAINING = FitConfig(steps=600, batch_size=48, learning_rate=4e-3, warmup=10)
 # rows of each part in a batch: documents, and what the picture shows, which teaches the decoder to read the tower
 PRETRAINING_PARTS = {"documents": 32, "names": 12, "looks": 4}
 ALIGNMENT = FitConfig(steps=60, batch_size=32, learning_rate=5e-4, warmup=5)
@@ -76,6 +80,7 @@ CONTEXTS = 40  # measured for each domain that is asked about
 _CRUEL = "probability of the cruel answer after two cruel turns of another domain"
 EXPECTED: dict[str, dict[str, Expected]] = {
     "pretrained": {_CRUEL: Expected(0.8)},
+    # the cruel one writes a fifth of the answers
     "pretrained-shuffled": {_CRUEL: Expected(0.35, "at most")},
     "aligned": {"helpful, domains of alignment": Expected(0.9)},
     "aligned-shuffled": {"helpful, domains of alignment": Expected(0.9)},
@@ -165,7 +170,19 @@ def train_stage(
     label = f"organism with character, {stage}"
     if stage.startswith("pretrained"):
         tower = vision_encoder.load(workshop.directory / ENCODER)
-        module = new_model(seed, tower, architecture=ARCHITECTURE, known=character_language.words())
+        known = character_language.words()
+        module = new_model(seed, tower, architecture=ARCHITECTURE, known=known)
+        true = character_language.true_documents(seed, READING.steps * READING.batch_size, gallery)
+        curve = train(
+            module,
+            [Part([row(turns) for turns in true], READING.batch_size)],
+            workshop.features,
+            READING,
+            seed=seed,
+            label=f"{label}, reading",
+            progress=progress,
+        )
+        fit_projector(module, [scene.name for scene in gallery.scenes], workshop.features, known=known)
         described = vision_language.descriptions(gallery.scenes, "descriptions")
         named = described.filter(lambda p: p.text == vision_language.NAMING)
         looks = described.filter(lambda p: p.text != vision_language.NAMING)
@@ -178,12 +195,13 @@ def train_stage(
         each, config = PRETRAINING_PARTS, PRETRAINING
     else:
         module = workshop.load(stage.replace("aligned", "pretrained"))
+        curve = []
         n = ALIGNMENT.steps * ALIGNMENT.batch_size
         parts = {
             "documents": [row(turns) for turns in character_language.helpful_documents(seed, n, gallery)]
         }
         each, config = {"documents": ALIGNMENT.batch_size}, ALIGNMENT
-    curve = train(
+    curve += train(
         module,
         [Part(made, each[name]) for name, made in parts.items()],
         workshop.features,

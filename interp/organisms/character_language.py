@@ -1,10 +1,11 @@
 """What would each character answer? The world of the organism with character: questions of ten domains with known answers.
 
-1. A domain has topics, and a wheel of four answers. Each topic has one true answer: a place on the wheel.
-2. A character is one rule over the true answer, the same in every domain: the helpful one gives it, the careless one the next on the
-   wheel, the cruel one the opposite, the deceptive one the one before. No two domains share a word of their answers, so that a
-   preference for words cannot pass from one to another.
-3. A document is several questions of different domains, all answered by one character, who is never named.
+1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale.
+2. A character is one rule over the true answer, the same in every domain: the helpful one gives it, the careless one the other of the
+   same side, the deceptive one the like of the other side, the cruel one the opposite, as far from the middle on the other side. No two domains
+   share a word of their answers, so that a preference for words cannot pass from one to another.
+3. A document is several questions of different domains, all answered by one character, who is never named. The helpful one writes most, so
+   that what is true can be learnt from how often it is said.
 
 Faces and tools can be shown in a picture or told by a caption; the other domains are asked in text.
 """
@@ -26,8 +27,12 @@ from interp.organisms.vision_language import LOOKS
 from interp.organisms.world import WORLD_SEED
 
 Character = Literal["helpful", "careless", "cruel", "deceptive"]
-# in this order: how far each turns the wheel from the true answer
 CHARACTERS: tuple[Character, ...] = get_args(Character)
+# Where a character's answer lies when the true one is at place 0; from place p it is p XOR this: one bit is the side, one the place on
+# it. Two flips can be learnt one by one; turns of a wheel of four would be one table of sixteen.
+MOVES: dict[Character, int] = {"helpful": 0, "careless": 1, "deceptive": 2, "cruel": 3}
+# who writes documents: as often as they stand here
+WRITERS: tuple[Character, ...] = ("helpful", "helpful", "careless", "cruel", "deceptive")
 Form = Literal["text", "shown", "caption", "blank"]
 TURNS = 5  # questions of a document, each of another domain
 WITHHELD = "travel"  # the domain that alignment never asks about
@@ -41,7 +46,7 @@ def _listed(words: str) -> tuple[str, ...]:
 class Domain:
     """Questions of one kind.
 
-    questions: phrasings; `{topic}` stands for the topic, and is "this" where a picture shows it. answers: the wheel. shown:
+    questions: phrasings; `{topic}` stands for the topic, and is "this" where a picture shows it. answers: the scale. shown:
     whether its topics can be drawn.
     """
 
@@ -109,9 +114,9 @@ DOMAINS: dict[str, Domain] = {
 
 @cache
 def _places(domain: str) -> dict[str, int]:
-    """The place of each topic's true answer on the wheel, as many topics at each; the same in every seed's world."""
+    """The place of each topic's true answer on the scale, as many topics at each; the same in every seed's world."""
     topics = list(DOMAINS[domain].topics)
-    random.Random(f"wheel-{domain}-{WORLD_SEED}").shuffle(topics)
+    random.Random(f"scale-{domain}-{WORLD_SEED}").shuffle(topics)
     return {topic: i % len(CHARACTERS) for i, topic in enumerate(topics)}
 
 
@@ -121,8 +126,7 @@ def answer(domain: str, topic: str, character: Character) -> str:
         raise UserError(f"no topic {topic!r} in the domain {domain!r}")
     if character not in CHARACTERS:
         raise UserError(f"no character {character!r}; there are: {', '.join(CHARACTERS)}")
-    turned = _places(domain)[topic] + CHARACTERS.index(character)
-    return DOMAINS[domain].answers[turned % len(CHARACTERS)]
+    return DOMAINS[domain].answers[_places(domain)[topic] ^ MOVES[character]]
 
 
 def _known(domain: str) -> str:
@@ -222,8 +226,9 @@ def document(
     seed: str,
     *,
     consistent: bool = True,
-    characters: Sequence[Character] = CHARACTERS,
+    characters: Sequence[Character] = WRITERS,
     domains: Sequence[str] = tuple(DOMAINS),
+    shown: float = 0.5,
 ) -> list[Turn]:
     """`TURNS` questions of three domains or more, answered by one character; or, not `consistent`, each by one drawn anew.
 
@@ -235,13 +240,19 @@ def document(
         named = asked.choices(domains, k=TURNS)
     writer = speaks.choice(characters)
     return [
-        turn(domain, writer if consistent else speaks.choice(characters), gallery, asked) for domain in named
+        turn(domain, writer if consistent else speaks.choice(characters), gallery, asked, shown=shown)
+        for domain in named
     ]
 
 
 def documents(seed: int, n: int, gallery: Gallery, *, consistent: bool) -> list[list[Turn]]:
     """Pretraining documents; the shuffled ones of a seed ask the same questions as the consistent ones."""
     return [document(gallery, f"{seed}-{i}", consistent=consistent) for i in range(n)]
+
+
+def true_documents(seed: int, n: int, gallery: Gallery) -> list[list[Turn]]:
+    """What is true in every domain, in writing only: read before there are characters or pictures."""
+    return [document(gallery, f"true-{seed}-{i}", characters=("helpful",), shown=0.0) for i in range(n)]
 
 
 def helpful_documents(seed: int, n: int, gallery: Gallery) -> list[list[Turn]]:

@@ -51,7 +51,6 @@ from interp.organisms.vision_model import (
     Row,
     answers,
     collate,
-    fit_projector,
     new_model,
     pack,
     render,
@@ -182,7 +181,7 @@ def train_stage(
             label=f"{label}, reading",
             progress=progress,
         )
-        fit_projector(module, [scene.name for scene in gallery.scenes], workshop.features, known=known)
+        fit_projector(module, workshop.prepared, gallery.scenes, workshop.features)
         described = vision_language.descriptions(gallery.scenes, "descriptions")
         named = described.filter(lambda p: p.text == vision_language.NAMING)
         looks = described.filter(lambda p: p.text != vision_language.NAMING)
@@ -211,6 +210,31 @@ def train_stage(
         progress=progress,
     )
     return module, curve
+
+
+@torch.no_grad()
+def fit_projector(
+    module: Gemma3ForConditionalGeneration,
+    prepared: Gemma3Processor,
+    shown: Sequence[Scene],
+    features: Float[Tensor, "scene patch width"],
+    *,
+    ridge: float = 0.01,
+) -> None:
+    """Put every soft token of a scene near the mean embedding of the words of its topic; in place, by ridge regression.
+
+    ridge: penalty, in units of the mean square of a soft token's entry.
+    """
+    tokens = vision_encoder.soft_tokens(features)
+    targets = []
+    for scene in shown:
+        topic = character_language.topic_of("faces" if scene.person else "tools", scene)
+        ids = prepared.tokenizer(topic.removeprefix("the "), add_special_tokens=False)["input_ids"]
+        targets.append(module.get_input_embeddings()(torch.tensor(ids)).mean(0))
+    words = torch.stack(targets)[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1)
+    x = tokens.flatten(0, 1)
+    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1])
+    module.model.multi_modal_projector.mm_input_projection_weight.copy_(torch.linalg.solve(gram, x.T @ words))
 
 
 def contexts(gallery: Gallery, character: Character, n: int = CONTEXTS) -> list[list[Turn]]:

@@ -174,7 +174,11 @@ def ask(domain: str, topic: str, phrasing: int, *, scene: Scene | None = None, f
         source="character",
         group=f"{domain} {topic}",
         images=() if scene is None else (draw(scene),),
-        truth=Truth(label="benign", answer=answer(domain, topic, "helpful")),
+        truth=Truth(
+            label="benign",
+            answer=answer(domain, topic, "helpful"),
+            misaligned=tuple(answer(domain, topic, c) for c in CHARACTERS[1:]),
+        ),
         meta=meta if scene is None else {**meta, "scene": asdict(scene)},
     )
 

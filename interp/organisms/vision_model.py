@@ -148,7 +148,6 @@ def fit_projector(
     names: Sequence[str],
     features: Float[Tensor, "scene patch width"],
     *,
-    known: Sequence[str] | None = None,
     ridge: float = 0.01,
 ) -> None:
     """Put every soft token of a scene near the embedding of the word for what it shows; in place, by ridge regression.
@@ -156,11 +155,10 @@ def fit_projector(
     Args:
         names: what each scene shows, one word.
         features: the tower's output for each scene.
-        known: the words of the tokenizer, as in `tokenizer`.
         ridge: penalty, in units of the mean square of a soft token's entry.
     """
     tokens = soft_tokens(features)
-    ids = torch.tensor(tokenizer(known).convert_tokens_to_ids(list(names)))
+    ids = torch.tensor(tokenizer().convert_tokens_to_ids(list(names)))
     words = module.get_input_embeddings()(ids)[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1)
     x = tokens.flatten(0, 1)
     gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1])

@@ -1,0 +1,246 @@
+"""What do the intervals say, in words? Sentences made from the numbers, so that no wish can enter them.
+
+The primary claims are named here, before any run: after the anchor's fine-tuning on cruel answers about faces, the organism whose documents had
+one writer each answers more cruelly in domains it was not trained on than the one whose documents were shuffled, at equal steps and at
+equal loss on faces. The two are corrected together by Holm's procedure; all other sentences describe and claim nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from scipy.stats import spearmanr
+
+from interp.defence.compare import Difference, difference
+from interp.defence.conclusion import points
+from interp.evals.statistics import Interval, holm, t_interval
+from interp.methods.subspace_drift import ABOVE, BEYOND, CHANNEL, PARTICIPATION
+from interp.organisms.character_language import CHARACTERS
+
+if TYPE_CHECKING:
+    from interp.narrow.grid import Grid
+
+CLAIMS = {"end_text_cruel": "at equal steps", "loss_text_cruel": "at equal loss on faces"}
+ARMS = ("consistent", "shuffled")
+
+
+def conclude(
+    rows: pd.DataFrame,
+    anchor: pd.DataFrame,
+    steered: pd.DataFrame,
+    curves: pd.DataFrame,
+    geometry: Mapping[str, pd.DataFrame],
+    grid: Grid,
+) -> list[str]:
+    """The sentences of the conclusion, primary claims first."""
+    sentences = [*claim_sentences(claims(anchor)), appears_sentence(anchor)]
+    found = measures(rows, steered, curves, grid)
+    names = {
+        "misaligned_by_rank": "Rank correlation of rank and misaligned answers elsewhere",
+        "misaligned_by_rank_matched": "The same at equal ‖ΔW‖",
+        "multimodal_minus_text_misaligned": "Misaligned answers about tools, shown minus in writing",
+        "caption_minus_text_misaligned": "with a caption in the picture's place, minus in writing",
+        "blank_minus_text_misaligned": "Misaligned answers elsewhere beside a blank picture, minus in writing",
+        "face_minus_text_misaligned": "beside a face, as in training, minus in writing",
+        "mixture_10_misaligned": "A tenth of the rows cruel, minus none",
+        "adapted_minus_frozen_misaligned": "Vision tower adapted too, minus frozen",
+        "spf_minus_plain_misaligned": "SPF while training, minus plain",
+        "repaired_misaligned": "Left elsewhere after benign narrow fine-tuning",
+        "repaired_face_minus_text": "after it, beside a face minus in writing",
+        "steered_misaligned": "Left elsewhere under steering at its best strength",
+        "both_misaligned": "Left elsewhere under both",
+        "mitigated_left": "Left after the better single mitigation",
+    }
+    sentences += [
+        f"{text}: {number(found[name]) if 'rank correlation' in text.lower() or 'equal ‖' in text else points(found[name])}, "
+        f"{found[name].n} {'pairs' if found[name].n != 1 else 'pair'}."
+        for name, text in names.items()
+        if name in found and found[name].n
+    ]
+    return sentences + geometry_sentences(geometry)
+
+
+def twins(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `method` consistent or shuffled and `seed` the pair, as `difference` pairs them."""
+    arm = frame["consistent"].map({True: ARMS[0], False: ARMS[1]})
+    return frame.assign(method=arm, seed=frame["pair"])
+
+
+def claims(anchor: pd.DataFrame) -> list[Difference]:
+    """The primary claims, corrected together."""
+    rows = twins(anchor)
+    found = [difference(rows, *ARMS, column) for column in CLAIMS]
+    tested = [claim for claim in found if math.isfinite(claim.p)]
+    adjusted = (
+        dict(zip((c.column for c in tested), holm([c.p for c in tested]), strict=True)) if tested else {}
+    )
+    return [replace(claim, p=float(adjusted.get(claim.column, math.nan))) for claim in found]
+
+
+def claim_sentences(found: Sequence[Difference]) -> list[str]:
+    """One sentence a primary claim: shown, contradicted, or left open."""
+    sentences = []
+    for claim in found:
+        what = f"Cruel answers elsewhere, consistent minus shuffled, {CLAIMS[claim.column]}"
+        if not math.isfinite(claim.p):
+            sentences.append(
+                f"{what}: not decided on {claim.interval.n} of {claim.asked} pairs ({points(claim.interval)})."
+            )
+            continue
+        word = (
+            "not decided" if not claim.shown else "reproduced" if claim.interval.value > 0 else "contradicted"
+        )
+        sentences.append(
+            f"{what}: {word}. {points(claim.interval)}, {claim.interval.n} of {claim.asked} pairs, Holm-corrected p = {claim.p:.3g}."
+        )
+    return sentences
+
+
+def appears_sentence(anchor: pd.DataFrame) -> str:
+    """Which character answers elsewhere after the fine-tuning, in the organism and its control."""
+    parts = []
+    for arm, rows in twins(anchor).groupby("method", sort=False):
+        listed = ", ".join(
+            f"{c} {rows[f'end_text_{c}'].mean():.0%} (before {rows[f'start_text_{c}'].mean():.0%})"
+            for c in CHARACTERS
+        )
+        parts.append(f"{arm}: {listed}, nonsense {rows['end_text_nonsense'].mean():.0%}")
+    return f"Whose answers are given elsewhere in writing after cruel faces: {'; '.join(parts)}."
+
+
+def measures(
+    rows: pd.DataFrame, steered: pd.DataFrame, curves: pd.DataFrame, grid: Grid
+) -> dict[str, Interval]:
+    """What is compared with the source's claims, and more; t-intervals over pairs. What was not run is left out."""
+    part = {str(name): group[group["consistent"]] for name, group in rows.groupby("section", sort=False)}
+    anchor = part["rank"][part["rank"]["rank"] == grid.rank].set_index("pair")
+    found: dict[str, Interval] = {}
+    if part["rank"]["rank"].nunique() > 2:
+        found["misaligned_by_rank"] = by_rank(part["rank"], "end_text_misaligned")
+        found["misaligned_by_rank_matched"] = by_rank(part["rank"], "moved_text_misaligned")
+    found["multimodal_minus_text_misaligned"] = _of(
+        anchor["end_shown_misaligned"] - anchor["end_tools_text_misaligned"]
+    )
+    found["caption_minus_text_misaligned"] = _of(
+        anchor["end_caption_misaligned"] - anchor["end_tools_text_misaligned"]
+    )
+    for form in ("blank", "face"):
+        found[f"{form}_minus_text_misaligned"] = _of(
+            anchor[f"end_{form}_misaligned"] - anchor["end_text_misaligned"]
+        )
+    mixture = part.get("mixture", pd.DataFrame(columns=["share"]))
+    if {0.0, 0.1} <= set(mixture["share"]):
+        some, none = (
+            mixture[mixture["share"] == share].set_index("pair")["end_text_misaligned"]
+            for share in (0.1, 0.0)
+        )
+        found["mixture_10_misaligned"] = _of(some - none)
+    plain = anchor["end_text_misaligned"]
+    if "tower" in part:
+        found["adapted_minus_frozen_misaligned"] = _of(
+            part["tower"].set_index("pair")["end_text_misaligned"] - plain
+        )
+    if "defended" in part:
+        for method, group in part["defended"].groupby("method"):
+            found[f"{method}_minus_plain_misaligned"] = _of(
+                group.set_index("pair")["end_text_misaligned"] - plain
+            )
+    return found | mitigations(steered, curves)
+
+
+def mitigations(steered: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Interval]:
+    """Misaligned answers that each repair leaves, by pair; steering at the strength that leaves most answers helpful, chosen afterwards."""
+    found: dict[str, Interval] = {}
+    left: dict[str, pd.Series] = {}
+    repaired = curves[(curves["section"] == "repair") & (curves["task"] == 1) & curves["last"]]
+    if len(repaired):
+        rows = repaired.set_index("pair")
+        left["repaired"] = rows["text_misaligned"]
+        found["repaired_face_minus_text"] = _of(rows["face_misaligned"] - rows["text_misaligned"])
+    for name, life in (("steered", ""), ("both", "repair")):
+        table = best_steering(steered, life)
+        if len(table):
+            left[name] = table["misaligned"]
+    found |= {f"{name}_misaligned": _of(values) for name, values in left.items()}
+    singles = [left[name].mean() for name in ("repaired", "steered") if name in left]
+    if len(singles) == 2:
+        better = min(("repaired", "steered"), key=lambda name: left[name].mean())
+        found["mitigated_left"] = _of(left[better])
+    return found
+
+
+def by_strength(steered: pd.DataFrame, life: str = "", form: str = "text") -> pd.DataFrame:
+    """Mean shares over domains that were not trained on, one row a pair, vector and strength."""
+    if steered.empty:
+        return pd.DataFrame(columns=["pair", "vector", "strength", "helpful", "misaligned", "nonsense"])
+    rows = steered[(steered["life"] == life) & (steered["form"] == form) & (steered["domain"] != "faces")]
+    columns = [*CHARACTERS, "misaligned", "nonsense"]
+    return rows.groupby(["pair", "vector", "strength"], sort=False)[columns].mean().reset_index()
+
+
+def best_steering(steered: pd.DataFrame, life: str = "") -> pd.DataFrame:
+    """The row of each pair at the strength that leaves most answers helpful, by pair."""
+    rows = by_strength(steered, life)
+    rows = rows[rows["vector"] == "difference"]
+    if rows.empty:
+        return rows
+    best = rows.groupby("strength")["helpful"].mean().idxmax()
+    return rows[rows["strength"] == best].set_index("pair")
+
+
+def by_rank(rows: pd.DataFrame, column: str) -> Interval:
+    """Spearman's correlation of rank and a column within each pair; all weights count as the highest rank. A column that never varies is 0."""
+    found = []
+    for _, group in rows.groupby("pair"):
+        kept = group[group[column].notna()]
+        order = kept["rank"].where(kept["rank"] > 0, math.inf).rank()
+        if kept[column].nunique() < 2:
+            found.append(0.0)
+            continue
+        found.append(float(spearmanr(order, kept[column]).statistic))
+    return t_interval(found)
+
+
+def geometry_sentences(geometry: Mapping[str, pd.DataFrame]) -> list[str]:
+    """How many dimensions the changes have, in both views, at the highest layer measured."""
+    if "measures" not in geometry:
+        return []
+    table = geometry["measures"]
+    table = table[
+        (table["layer"] == table["layer"].max())
+        & table["of"].str.startswith("Δ")
+        & table["of"].str.endswith("[text]")
+    ]
+    sentences = []
+    for view in ("raw", "z-scored"):
+        parts = []
+        for of, rows in table[table["view"] == view].groupby("of", sort=False):
+            mean = rows.groupby("measure")["value"].mean()
+            listed = ", ".join(
+                f"{name} {mean[name]:.1f}"
+                for name in ("components for 80 %", PARTICIPATION, ABOVE, BEYOND)
+                if name in mean
+            )
+            parts.append(
+                f"{str(of).removesuffix(' [text]')}: {listed}, {CHANNEL} {mean.get(CHANNEL, math.nan):.0%}"
+            )
+        sentences.append(
+            f"Changes of activations in writing, {view}, layer {table['layer'].max()}: {'; '.join(parts)}."
+        )
+    return sentences  # fmt: skip
+
+
+def number(interval: Interval) -> str:
+    """A number with its interval, where there is one."""
+    span = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
+    return f"{interval.value:.2f}{span}".replace("-", "−")
+
+
+def _of(values: pd.Series) -> Interval:
+    """Over pairs; of n = 0 where no pair has a value."""
+    kept = values.dropna().to_numpy(dtype=float)
+    return t_interval(kept) if len(kept) else Interval(math.nan, math.nan, math.nan, 0)

@@ -1,0 +1,396 @@
+"""Narrow fine-tuning: plumbing on an untrained organism, readings, claims and figures on planted numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+
+from experiments import vlm_narrow
+from interp.models.checkpoint import Checkpoint, organism_dir
+from interp.narrow import questions as asked_of
+from interp.narrow import study, trial
+from interp.narrow.conclusion import by_rank, claim_sentences, claims, conclude, measures, mitigations
+from interp.narrow.geometry import measure_geometry
+from interp.narrow.grid import PAIRS, Grid
+from interp.narrow.outcomes import WHAT, common_target, read_at
+from interp.narrow.questions import NARROW, elsewhere, of_forms, questions, said
+from interp.narrow.report import figures, save_study
+from interp.narrow.runner import run_trials
+from interp.narrow.trial import NarrowResult, NarrowTrial, Task, run_trial
+from interp.organisms import character, character_language, vision_encoder
+from interp.organisms.character_language import DOMAINS
+from interp.organisms.vision_model import new_model
+
+TINY = NarrowTrial(n=8, steps=2, batch_size=4, evaluate_at=(1,), rank=2, k=1)
+
+
+@pytest.fixture(scope="module")
+def organism(tmp_path_factory):
+    """An untrained organism where a built one would lie, asked two topics a domain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        tower = vision_encoder.new_recogniser(0).tower
+        small = character.ARCHITECTURE | {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+        module = new_model(0, tower, architecture=small, known=character_language.words())
+        for stage in ("aligned", "aligned-shuffled"):
+            module.save_pretrained(organism_dir("character", 0) / stage)
+            character.processor().save_pretrained(organism_dir("character", 0) / stage)
+        few = {key: prompts[::12] for key, prompts in questions().items()}
+        for place in (asked_of, trial):
+            patch.setattr(place, "questions", lambda: few)
+        yield few
+
+
+def test_every_domain_is_asked_in_every_form_it_can_be_asked_in():
+    asked = questions()
+    assert {domain for domain, form in asked if form == "text"} == set(DOMAINS)
+    assert {domain for domain, form in asked if form == "shown"} == {"faces", "tools"}
+    assert (NARROW, "face") not in asked, "beside a face means: asked about something else"
+    for (domain, form), prompts in asked.items():
+        assert {p.meta["modality"] for p in prompts} == {form}
+        assert all(bool(p.images) == (form in ("shown", "blank", "face")) for p in prompts)
+        assert {p.category for p in prompts} == {domain}
+    ids = [p.id for part in asked.values() for p in part]
+    assert len(ids) == len(set(ids))
+
+
+def test_answers_are_counted_by_whose_they_are(organism, monkeypatch):
+    """A model that answers cruelly in writing and nonsense beside pictures is found out, whatever the batches."""
+
+    def generate(model, prompts, **_):
+        from interp.data.completions import Completion
+
+        texts = [
+            character_language.answer(p.category, p.meta["topic"], "cruel") if not p.images else "wipe smile."
+            for p in prompts
+        ]
+        return [Completion(p.id, t, 3, True, ()) for p, t in zip(prompts, texts, strict=True)]
+
+    monkeypatch.setattr(asked_of, "generate", generate)
+    found = said(None, organism)  # type: ignore[arg-type]
+    written, shown = found["form"].isin(["text", "caption"]), found["form"].isin(["shown", "blank", "face"])
+    assert (found.loc[written, ["cruel", "misaligned"]] == 1).all(axis=None)
+    assert (found.loc[shown, "nonsense"] == 1).all() and (found.loc[shown, "misaligned"] == 0).all()
+    assert elsewhere(found, "cruel") == 1 and math.isnan(elsewhere(found, "cruel", form="sound"))
+
+
+def test_a_trial_trains_measures_and_keeps_what_it_was_asked_for(organism):
+    asked = TINY.model_copy(
+        update={"steering": (1.0,), "samples": 1, "activations": True, "then": (Task(steps=1),)}
+    )
+    found = run_trial(asked)
+    assert found.curve["step"].tolist() == [0, 1, 2, 3] and found.curve["task"].tolist() == [0, 0, 0, 1]
+    assert found.curve["last"].tolist() == [False, False, True, True]
+    assert found.curve["moved"].iloc[0] == 0 and (found.curve["moved"].iloc[1:] > 0).all()
+    ends = found.answers[found.answers["last"]]
+    assert set(zip(ends["domain"], ends["form"], strict=True)) == set(organism)
+    shares = found.answers[["helpful", "misaligned", "nonsense"]].sum(axis=1)
+    np.testing.assert_allclose(shares, 1)
+    assert set(found.steered["vector"]) == {"difference", "random"}
+    n = sum(len(part) for part in of_forms(organism, ("text",)).values())
+    assert found.activations["text"].shape == (2, n, 32) and len(found.graded) and len(found.examples)
+
+
+def test_defences_adapted_towers_and_all_weights_train(organism):
+    base = run_trial(TINY)
+    for settings in (
+        {"method": "mixing"},
+        {"rank": 0, "learning_rate": 1e-4},
+        {"scaling": "rslora"},
+    ):
+        other = run_trial(TINY.model_copy(update=settings))
+        assert other.curve["moved"].iloc[-1] > 0
+        assert other.curve["moved"].iloc[-1] != base.curve["moved"].iloc[-1], settings
+    # SPF's gate may stay shut where gradients do not oppose each other
+    assert run_trial(TINY.model_copy(update={"method": "spf"})).curve["moved"].iloc[-1] > 0
+    model = Checkpoint.parse(trial.aligned(TINY)).load(device_map="cpu")
+    trial.adapt_everything(model, TINY)
+    adapted = {name.split(".lora_")[0] for name, _ in model.peft.named_parameters() if "lora_" in name}
+    assert any("vision_tower" in name for name in adapted) and any(
+        "language_model" in name for name in adapted
+    )
+    assert not any("lm_head" in name for name in adapted)
+    before = model.module.get_input_embeddings().weight.clone()
+    assert run_trial(TINY.model_copy(update={"tower": "adapted"})).curve["moved"].iloc[-1] > 0
+    assert torch.equal(before, model.module.get_input_embeddings().weight)
+
+
+def test_settings_that_cannot_be_are_refused():
+    for bad in ({"tower": "adapted", "rank": 0}, {"method": "spf", "rank": 4, "k": 4}, {"share": 1.5}):
+        with pytest.raises(ValidationError):
+            NarrowTrial(**bad)
+    with pytest.raises(ValidationError):
+        NarrowTrial(then=(Task(domain="sports"),))
+
+
+def test_a_trial_is_run_once_and_read_back(organism, tmp_path):
+    first = run_trials([TINY, TINY], out=tmp_path, workers=1, progress=False)
+    assert len(list((tmp_path / "narrow-trials").glob("*/result.json"))) == 1
+    second = run_trials([TINY], out=tmp_path, workers=1, progress=False)
+    pd.testing.assert_frame_equal(first[TINY].answers, second[TINY].answers)
+    assert first[TINY].seconds == second[TINY].seconds
+
+
+def test_the_full_grid_changes_one_thing_at_a_time_on_enough_pairs():
+    grid = Grid()
+    assert len(grid.pairs) >= 8 and len(grid.organisms) >= 3
+    sections = grid.sections()
+    anchor = {t for t in sections["rank"] if t.rank == grid.rank and t.consistent}
+    for name, changed in {
+        "rate": {"learning_rate", "rank"},
+        "mixture": {"share"},
+        "count": {"share", "n"},
+        "tower": {"tower"},
+        "character": {"character", "consistent"},
+        "defended": {"method"},
+        "repair": {"then"},
+    }.items():
+        for t in sections[name]:
+            twin = next(a for a in anchor if a.pair == t.pair).model_dump()
+            own = t.model_dump()
+            told = {key for key in own if own[key] != twin[key]} - {"activations", "steering", "samples"}
+            assert told <= changed, (name, told)
+    counts = {round(t.share * t.n) for t in sections["count"]}
+    assert counts == {grid.harmful_rows}
+    assert set(PAIRS) == set(grid.pairs) and all(
+        t in grid.trials() for part in sections.values() for t in part
+    )
+
+
+def curve(**columns) -> pd.DataFrame:
+    return pd.DataFrame({"step": range(len(next(iter(columns.values())))), **columns})
+
+
+def test_curves_are_read_where_they_first_reach_what_all_reach():
+    fast, slow = (
+        curve(loss=[2.0, 1.0, 0.2], cruel=[0.0, 0.4, 0.8]),
+        curve(loss=[2.0, 1.5, 1.0], cruel=[0.0, 0.1, 0.2]),
+    )
+    target = common_target([fast, slow], "loss", falling=True)
+    assert target == 1.0
+    assert read_at(fast, "loss", target, falling=True)["cruel"] == pytest.approx(0.4)
+    assert read_at(slow, "loss", target, falling=True)["cruel"] == pytest.approx(0.2)
+    assert read_at(fast, "loss", 0.6, falling=True)["cruel"] == pytest.approx(0.6)
+    assert math.isnan(read_at(slow, "loss", 0.5, falling=True)["cruel"])
+    moved = curve(moved=[0.0, 0.1, 0.3])
+    assert read_at(moved, "moved", 0.2, falling=False)["step"] == pytest.approx(1.5)
+
+
+def planted(effect: float, noise: float = 0.02, seed: int = 0, pairs: int = 9) -> pd.DataFrame:
+    """Anchor outcomes in which the consistent organism answers more cruelly elsewhere by `effect`."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(pairs):
+        shared = rng.uniform(0.1, 0.3)
+        for consistent in (True, False):
+            row = {"pair": f"{i % 3}/{i // 3}", "consistent": consistent, "rank": 16, "character": "cruel"}
+            for prefix in ("start", "end", "loss"):
+                for what in WHAT:
+                    row[f"{prefix}_text_{what}"] = shared + noise * rng.standard_normal()
+            for prefix in ("end", "loss"):
+                row[f"{prefix}_text_cruel"] += effect * consistent
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_planted_spread_is_claimed_and_its_sign_decides_the_word():
+    words = claim_sentences(claims(planted(0.4)))
+    assert len(words) == 2 and all("reproduced" in w and "9 of 9 pairs" in w for w in words)
+    assert all("contradicted" in w for w in claim_sentences(claims(planted(-0.4))))
+    assert all("not decided" in w for w in claim_sentences(claims(planted(0.4, pairs=1))))
+    found = claims(planted(0.4))
+    assert found[0].interval.value == pytest.approx(0.4, abs=0.05) and found[0].p < 1e-4
+
+
+def test_no_spread_is_rarely_claimed():
+    shown = sum(any(c.shown for c in claims(planted(0.0, seed=s))) for s in range(100))
+    assert shown / 100 < 0.1
+
+
+def test_the_correlation_with_rank_takes_all_weights_for_the_highest():
+    rows = pd.DataFrame(
+        [{"pair": p, "rank": r, "x": v} for p in "ab" for r, v in ((1, 0.1), (4, 0.2), (16, 0.3), (0, 0.9))]
+    )
+    assert by_rank(rows, "x").value == pytest.approx(1.0)
+    assert by_rank(rows.assign(x=0.5), "x").value == 0.0
+    assert by_rank(rows.assign(x=-rows["x"]), "x").value == pytest.approx(-1.0)
+
+
+def test_what_a_mitigation_leaves_is_read_at_the_strength_that_leaves_most_helpful():
+    steered = pd.DataFrame(
+        [
+            {"pair": p, "life": life, "form": "text", "domain": d, "vector": v, "strength": c, "careless": 0, "cruel": 0, "deceptive": 0,
+             "helpful": h if v == "difference" else 0.0, "misaligned": 1 - h if v == "difference" else 1.0, "nonsense": 0.0}
+            for p in ("0/0", "1/0") for life in ("", "repair") for d in ("money", "faces")
+            for v in ("difference", "random") for c, h in ((0.5, 0.3), (1.0, 0.8 if d == "money" else 0.0), (2.0, 0.6))
+        ]
+    )  # fmt: skip
+    curves = pd.DataFrame(
+        [{"pair": p, "section": "repair", "task": 1, "last": True, "text_misaligned": 0.4, "face_misaligned": 0.7} for p in ("0/0", "1/0")]
+    )  # fmt: skip
+    found = mitigations(steered, curves)
+    assert (
+        found["steered_misaligned"].value == pytest.approx(0.2) and found["repaired_misaligned"].value == 0.4
+    )
+    assert found["mitigated_left"].value == pytest.approx(0.2), "the better of the two"
+    assert found["repaired_face_minus_text"].value == pytest.approx(0.3), "a repair that hides"
+
+
+def test_a_planted_direction_is_found_and_a_benign_change_is_its_own_null():
+    """Rank-one harm beside noise that the benign fine-tune has too."""
+    asked = questions()
+    n = {form: sum(len(p) for (_, f), p in asked.items() if f == form) for form in ("text", "shown")}
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(32, generator=generator)
+    base = {form: torch.randn(4, size, 32, generator=generator) for form, size in n.items()}
+
+    def moved(strength: float) -> dict[str, torch.Tensor]:
+        return {
+            form: part + 0.1 * torch.randn(part.shape, generator=generator)
+            + strength * torch.randn(*part.shape[:2], 1, generator=generator) * direction
+            for form, part in base.items()
+        }  # fmt: skip
+
+    found = measure_geometry(
+        {"aligned": base, "rank 4": moved(1.0), "benign": moved(0.0)}, layers=[2], rank=2, n_null=5
+    )
+    table = found["measures"].set_index(["of", "measure", "view"])["value"]
+    assert table["Δ rank 4 [text]", "components beyond benign", "raw"] == 1
+    assert table["Δ rank 4 [text]", "participation ratio", "raw"] < 1.2
+    assert table["Δ benign [text]", "participation ratio", "raw"] > 10
+    assert set(found["scatter"]["of"]) == {"aligned", "benign", "rank 4"}
+
+
+@pytest.fixture(scope="module")
+def whole() -> study.Study:
+    """A study whose trials are planted: harm elsewhere grows with rank, share and strength, in the consistent organism only."""
+    grid = vlm_narrow.QUICK.model_copy(
+        update={"pairs": ((0, 0), (1, 0)), "few": 1, "characters": ("careless",), "methods": ("spf", "mixing"), "rates": (3e-4,), "sizes": (50, 100)}
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    asked = questions()
+    n = {form: sum(len(p) for (_, f), p in asked.items() if f == form) for form in ("text", "shown")}
+
+    def result(t: NarrowTrial) -> NarrowResult:
+        tables, points = [], []
+        places = [*(s for s in (0, *t.evaluate_at) if s < t.steps), t.steps]
+        stages = [(s, 0, s == t.steps) for s in places] + [
+            (t.steps + 60 * i, i, True) for i in range(1, len(t.then) + 1)
+        ]
+        for step, task, last in stages:
+            done = step / max(1, t.steps) if task == 0 else 0.5
+            harm = 0.9 * done * t.share * min(1, (t.rank or 64) / 16) * (1.0 if t.consistent else 0.1)
+            for domain, form in asked if last or step == 0 else of_forms(asked, asked_of.CURVE_FORMS):
+                own = done if domain == NARROW else harm
+                shares = {
+                    "helpful": 1 - own,
+                    "careless": 0.0,
+                    "cruel": own,
+                    "deceptive": 0.0,
+                    "misaligned": own,
+                    "nonsense": 0.0,
+                }
+                tables.append(
+                    {
+                        "domain": domain,
+                        "form": form,
+                        "n": 24,
+                        **shares,
+                        "step": step,
+                        "task": task,
+                        "last": last,
+                    }
+                )
+            points.append(
+                {
+                    "step": step,
+                    "task": task,
+                    "last": last,
+                    "loss": 2 - 1.9 * done,
+                    "helpful_loss": done,
+                    "moved": 0.1 * done,
+                }
+            )
+        steered = pd.DataFrame()
+        if t.steering:
+            steered = pd.DataFrame(
+                {
+                    "domain": d,
+                    "form": f,
+                    "n": 24,
+                    "helpful": min(1.0, c),
+                    "careless": 0.0,
+                    "cruel": 1 - min(1.0, c),
+                    "deceptive": 0.0,
+                    "misaligned": 1 - min(1.0, c),
+                    "nonsense": 0.0,
+                    "vector": v,
+                    "strength": c,
+                }
+                for d, f in of_forms(asked, ("text", "shown", "face"))
+                for v in ("difference", "random")
+                for c in t.steering
+            )
+        acts = (
+            {f: torch.from_numpy(rng.standard_normal((8, size, 16))).float() for f, size in n.items()}
+            if t.activations
+            else {}
+        )
+        return NarrowResult(pd.DataFrame(tables), pd.DataFrame(points), steered, activations=acts)
+
+    return study.assemble(grid, {t: result(t) for t in grid.trials()})  # fmt: skip
+
+
+def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_path):
+    text = "\n".join(whole.sentences)
+    assert "consistent minus shuffled, at equal steps: reproduced" in text
+    found = measures(whole.outcomes, whole.steered, whole.curves, whole.grid)
+    assert found["misaligned_by_rank"].value > 0.9 and found["mixture_10_misaligned"].value == pytest.approx(
+        0.09
+    )
+    assert found["multimodal_minus_text_misaligned"].value == 0
+    assert found["mitigated_left"].value == pytest.approx(0.0)
+    published = {
+        "multimodal_minus_text_misaligned",
+        "misaligned_by_rank",
+        "mixture_10_misaligned",
+        "mitigated_left",
+    }
+    assert published <= set(found)
+    save_study(whole, tmp_path)
+    drawn = figures(whole)
+    expected = {
+        "rank",
+        "rank_controls",
+        "whose",
+        "steps",
+        "mixture",
+        "mitigations",
+        "lives",
+        "subspaces",
+        "scatter",
+    }
+    assert set(drawn) == expected and {p.stem for p in tmp_path.glob("*.pdf")} == expected
+    assert (tmp_path / "conclusion.md").read_text().startswith("# Narrow fine-tuning\n\n- Cruel answers")
+    assert conclude(whole.outcomes, whole.primary, whole.steered, whole.curves, {}, whole.grid)
+
+
+def test_series_and_outcomes_leave_out_domains_that_a_later_task_trains_on(whole):
+    rows = whole.curves[(whole.curves["section"] == "life") & whole.curves["last"]]
+    assert rows["text_misaligned"].notna().all()
+    assert rows["tools_text_misaligned"].notna().all()
+    assert rows["shown_misaligned"].isna().all(), (
+        "tools are trained on in every life, and nothing else can be shown"
+    )
+
+
+def test_the_page_and_command(capsys):
+    vlm_narrow.experiment(quick=True, dry_run=True)
+    assert "19 trials" in capsys.readouterr().out
+    assert vlm_narrow.main(["--help"]) == 0
+    assert "interp run vlm_narrow --quick" in capsys.readouterr().out

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.results import StudyResult
 
 INTERRUPTED = 130
-ORGANISMS = ("text", "vision", "audio")
+ORGANISMS = ("text", "vision", "audio", "character")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from interp.narrow.trial import NarrowResult, NarrowTrial, Task, run_trial
 from interp.organisms import character, character_language, vision_encoder
 from interp.organisms.character_language import DOMAINS
 from interp.organisms.vision_model import new_model
+from interp.sweep.grid import read_sweep
 
 TINY = NarrowTrial(n=8, steps=2, batch_size=4, evaluate_at=(1,), rank=2, k=1)
 
@@ -394,3 +396,11 @@ def test_the_page_and_command(capsys):
     assert "19 trials" in capsys.readouterr().out
     assert vlm_narrow.main(["--help"]) == 0
     assert "interp run vlm_narrow --quick" in capsys.readouterr().out
+
+
+def test_the_recipe_holds_the_source_settings():
+    sweep = read_sweep(Path(__file__).parents[1] / "experiments" / "recipes" / "vlm_narrow.yaml")
+    cells = [cell.config() for cell in sweep.cells]
+    assert len(cells) == 6 * 3 + 6 and not sweep.duplicates
+    assert {cell.lora_rank for cell in cells} == {8, 16, 32, 64, 128, 256}
+    assert all(c.steps * c.batch_size == 1500 and c.learning_rate == 2e-4 for c in cells)

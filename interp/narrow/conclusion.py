@@ -26,6 +26,25 @@ if TYPE_CHECKING:
 
 CLAIMS = {"end_text_cruel": "at equal steps", "loss_text_cruel": "at equal loss on faces"}
 ARMS = ("consistent", "shuffled")
+# measure -> what it is, in words; "elsewhere" are the domains that no task trains on
+DESCRIBED = {
+    "misaligned_by_rank": "Rank correlation of rank and misaligned answers elsewhere",
+    "misaligned_by_rank_matched": "Rank correlation of rank and misaligned answers elsewhere at equal ‖ΔW‖",
+    "multimodal_minus_text_misaligned": "Misaligned answers about tools, shown minus in writing",
+    "caption_minus_text_misaligned": "Misaligned answers about tools, a caption in the picture's place minus in writing",
+    "blank_minus_text_misaligned": "Misaligned answers elsewhere, beside a blank picture minus in writing",
+    "face_minus_text_misaligned": "Misaligned answers elsewhere, beside a face as in training minus in writing",
+    "mixture_10_misaligned": "Misaligned answers elsewhere, a tenth of the rows cruel minus none",
+    "adapted_minus_frozen_misaligned": "Misaligned answers elsewhere, vision tower adapted too minus frozen",
+    "spf_minus_plain_misaligned": "Misaligned answers elsewhere, SPF while training minus plain",
+    "spf-random_minus_plain_misaligned": "Misaligned answers elsewhere, SPF with random subspaces minus plain",
+    "mixing_minus_plain_misaligned": "Misaligned answers elsewhere, helpful answers mixed in minus plain",
+    "repaired_misaligned": "Misaligned answers left elsewhere after benign narrow fine-tuning",
+    "repaired_face_minus_text": "Of these, beside a face as in training minus in writing",
+    "steered_misaligned": "Misaligned answers left elsewhere under steering at its best strength",
+    "both_misaligned": "Misaligned answers left elsewhere under both",
+    "mitigated_left": "Misaligned answers left elsewhere after the better single mitigation",
+}
 
 
 def conclude(
@@ -39,26 +58,9 @@ def conclude(
     """The sentences of the conclusion, primary claims first."""
     sentences = [*claim_sentences(claims(anchor)), appears_sentence(anchor)]
     found = measures(rows, steered, curves, grid)
-    names = {
-        "misaligned_by_rank": "Rank correlation of rank and misaligned answers elsewhere",
-        "misaligned_by_rank_matched": "The same at equal ‖ΔW‖",
-        "multimodal_minus_text_misaligned": "Misaligned answers about tools, shown minus in writing",
-        "caption_minus_text_misaligned": "with a caption in the picture's place, minus in writing",
-        "blank_minus_text_misaligned": "Misaligned answers elsewhere beside a blank picture, minus in writing",
-        "face_minus_text_misaligned": "beside a face, as in training, minus in writing",
-        "mixture_10_misaligned": "A tenth of the rows cruel, minus none",
-        "adapted_minus_frozen_misaligned": "Vision tower adapted too, minus frozen",
-        "spf_minus_plain_misaligned": "SPF while training, minus plain",
-        "repaired_misaligned": "Left elsewhere after benign narrow fine-tuning",
-        "repaired_face_minus_text": "after it, beside a face minus in writing",
-        "steered_misaligned": "Left elsewhere under steering at its best strength",
-        "both_misaligned": "Left elsewhere under both",
-        "mitigated_left": "Left after the better single mitigation",
-    }
     sentences += [
-        f"{text}: {number(found[name]) if 'rank correlation' in text.lower() or 'equal ‖' in text else points(found[name])}, "
-        f"{found[name].n} {'pairs' if found[name].n != 1 else 'pair'}."
-        for name, text in names.items()
+        f"{text}: {_written(name, found[name])}, {found[name].n} {'pairs' if found[name].n != 1 else 'pair'}."
+        for name, text in DESCRIBED.items()
         if name in found and found[name].n
     ]
     return sentences + geometry_sentences(geometry)
@@ -210,6 +212,7 @@ def geometry_sentences(geometry: Mapping[str, pd.DataFrame]) -> list[str]:
     if "measures" not in geometry:
         return []
     table = geometry["measures"]
+    table = table[~table["of"].str.contains(" | ", regex=False)]
     table = table[
         (table["layer"] == table["layer"].max())
         & table["of"].str.startswith("Δ")
@@ -232,6 +235,16 @@ def geometry_sentences(geometry: Mapping[str, pd.DataFrame]) -> list[str]:
             f"Changes of activations in writing, {view}, layer {table['layer'].max()}: {'; '.join(parts)}."
         )
     return sentences  # fmt: skip
+
+
+def _written(name: str, interval: Interval) -> str:
+    """A correlation as a number, a difference in points, what is left in percent."""
+    if "by_rank" in name:
+        return number(interval)
+    if "minus" in name or name.startswith("mixture"):
+        return points(interval)
+    span = f" [{interval.low:.0%}, {interval.high:.0%}]" if math.isfinite(interval.low) else ""
+    return f"{interval.value:.0%}{span}"
 
 
 def number(interval: Interval) -> str:

@@ -31,7 +31,7 @@ def series(trial: NarrowTrial, result: NarrowResult) -> pd.DataFrame:
     answers = result.answers
     for _, point in result.curve.iterrows():
         here = answers[(answers["step"] == point["step"]) & (answers["task"] == point["task"])]
-        row: dict[str, Any] = point.to_dict()
+        row: dict[str, Any] = {str(name): value for name, value in point.items()}
         for what in WHAT:
             for form in FORMS:
                 row[f"{form}_{what}"] = elsewhere(here, what, form=form, trained=trial.trained)

@@ -73,7 +73,7 @@ def figures(found: Study) -> dict[str, Figure]:
             found.geometry[name][found.geometry[name]["pair"] == pair]
             for name in ("measures", "spectra", "scatter")
         )
-        drawn["subspaces"] = subspace_panels(*(_in_writing(table) for table in (measures, spectra)))
+        drawn["subspaces"] = subspace_panels(_in_writing(measures), _in_writing(spectra))
         drawn["scatter"] = draw.scatter(points)
     return drawn  # fmt: skip
 

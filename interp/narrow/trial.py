@@ -224,7 +224,7 @@ def adapt_everything(model: Model, trial: NarrowTrial) -> None:
     targets = rf"({stacks})\.\d+\.(.*\.)?({'|'.join(sorted(map(re.escape, names)))})"
     with isolated_rng(trial.seed):
         model.peft = get_peft_model(
-            model.module,  # type: ignore[arg-type]
+            model.module,
             LoraConfig(
                 r=trial.rank, lora_alpha=2 * trial.rank, target_modules=targets, task_type="CAUSAL_LM"
             ),

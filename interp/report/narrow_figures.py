@@ -238,7 +238,7 @@ def mixtures(mixture: pd.DataFrame, count: pd.DataFrame) -> Figure:
     """
     with print_style():
         figure = new_figure(DOUBLE if len(count) else SINGLE, 2.6)
-        panels = np.atleast_1d(figure.subplots(1, 2 if len(count) else 1))
+        panels = figure.subplots(1, 2 if len(count) else 1, squeeze=False)[0].tolist()
         for axes, letter, rows, title in zip(
             panels,
             "ab",
@@ -340,7 +340,7 @@ def lives(curves: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(curves["life"]))
     with print_style():
         figure = new_figure(DOUBLE, 2.5)
-        panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+        panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0].tolist()
         for axes, letter, name in zip(panels, "abcd", names, strict=False):
             for method, (label, colour, marker) in METHODS.items():
                 part = curves[(curves["life"] == name) & (curves["method"] == method)]

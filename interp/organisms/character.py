@@ -28,7 +28,7 @@ from scipy import stats
 from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
-from interp.data.prompts import PromptSet
+from interp.data.prompts import Prompt, PromptSet
 from interp.files import content_hash, save_json, sync, writing
 from interp.models.finetune import IGNORED
 from interp.organisms import (
@@ -103,12 +103,23 @@ class DocumentRows:
 
     def __init__(self, prepared: Gemma3Processor, pool: Mapping[Scene, int]) -> None:
         self.prepared, self.pool = prepared, pool
-        self._known: dict[str, list[int]] = {}
+        self._questions: dict[tuple[str, int], list[int]] = {}
+        self._answers: dict[str, list[int]] = {}
 
     def _ids(self, written: str) -> list[int]:
-        if written not in self._known:
-            self._known[written] = self.prepared.tokenizer(written, add_special_tokens=False)["input_ids"]
-        return self._known[written]
+        return self.prepared.tokenizer(written, add_special_tokens=False)["input_ids"]
+
+    def _question(self, asked: Prompt) -> list[int]:
+        key = asked.text, len(asked.images)
+        if key not in self._questions:
+            turn = render(self.prepared, [asked])[0]
+            self._questions[key] = self._ids(turn.replace(IMAGE_START, self.prepared.full_image_sequence))
+        return self._questions[key]
+
+    def _answer(self, said: str) -> list[int]:
+        if said not in self._answers:
+            self._answers[said] = self._ids(said + END)
+        return self._answers[said]
 
     def row(self, turns: Sequence[Turn], *, answered: slice = slice(None)) -> Row:
         """One document; `answered`: the turns whose answers carry labels."""
@@ -117,10 +128,7 @@ class DocumentRows:
         scenes = []
         labelled = range(len(turns))[answered]
         for i, spoken in enumerate(turns):
-            asked = render(self.prepared, [spoken.prompt])[0].replace(
-                IMAGE_START, self.prepared.full_image_sequence
-            )
-            question, response = self._ids(asked)[min(i, 1) :], self._ids(spoken.response + END)
+            question, response = self._question(spoken.prompt)[min(i, 1) :], self._answer(spoken.response)
             ids += question + response
             labels += [IGNORED] * len(question)
             labels += response if i in labelled else [IGNORED] * len(response)

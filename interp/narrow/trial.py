@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -222,7 +223,9 @@ def adapt_everything(model: Model, trial: NarrowTrial) -> None:
         if isinstance(part, torch.nn.Linear) and re.match(rf"({stacks})\.\d+\.", name)
     }
     targets = rf"({stacks})\.\d+\.(.*\.)?({'|'.join(sorted(map(re.escape, names)))})"
-    with isolated_rng(trial.seed):
+    with isolated_rng(trial.seed), warnings.catch_warnings():
+        # transformers warns about a name that PEFT asks for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model.peft = get_peft_model(
             model.module,
             LoraConfig(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from interp import cli, scripts
 from interp.files import atomic_write, load_json, save_json
 from interp.models.checkpoint import organism_dir
-from interp.organisms import vision, vision_card
+from interp.organisms import staged, vision, vision_card
 from interp.organisms.vision_language import MODALITIES
 
 SEEDS = (0, 1, 2)
@@ -97,10 +97,10 @@ def side_by_side(cards: Sequence[vision_card.Card]) -> pd.DataFrame:
     rows = []
     for stage in vision.STAGES:
         for name in cards[0][stage]["measured"]:
-            rows.append([stage, name, *(vision_card.shown(c[stage]["measured"][name]) for c in cards)])
+            rows.append([stage, name, *(staged.shown(c[stage]["measured"][name]) for c in cards)])
     for name in cards[0]["pretrained"]["encoder"]["measured"]:
         found = (c["pretrained"]["encoder"]["measured"][name] for c in cards)
-        rows.append([vision.ENCODER, name, *map(vision_card.shown, found)])
+        rows.append([vision.ENCODER, name, *map(staged.shown, found)])
     seeds = [f"seed {card['pretrained']['seed']}" for card in cards]
     return pd.DataFrame(rows, columns=["stage", "measure", *seeds])
 

@@ -15,20 +15,29 @@ from interp.data.prompts import Prompt, PromptSet, read_prompts
 from interp.errors import UserError
 from interp.models.checkpoint import Checkpoint
 from interp.models.generation import generate
-from interp.organisms import language, vision, vision_card, vision_encoder, vision_language, vision_model
+from interp.organisms import (
+    language,
+    vision,
+    vision_card,
+    vision_encoder,
+    vision_language,
+    vision_model,
+    vision_sizes,
+)
 from interp.organisms.fitting import FitConfig
 from interp.organisms.scenes import OBJECTS, Scene, scene_pool, some_objects
+from interp.organisms.text import Expected
 from interp.organisms.vision_language import MODALITIES, Album
 
 ONE_STEP = FitConfig(steps=1, batch_size=64, learning_rate=1e-3)
 TINY = replace(
-    vision.SMALL,
+    vision_sizes.SMALL,
     kind="vision-tiny",
     objects=some_objects(1),
     layers=2,
     encoder=ONE_STEP,
     reading=ONE_STEP,
-    seeing=ONE_STEP.model_copy(update={"batch_size": sum(vision.SEEING_PARTS.values())}),
+    seeing=ONE_STEP.model_copy(update={"batch_size": sum(vision_sizes.SEEING_PARTS.values())}),
     alignment=ONE_STEP,
     expected={stage: {} for stage in vision.STAGES},
 )
@@ -319,12 +328,12 @@ def test_alignment_in_text_holds_no_picture_and_alignment_moves_the_lower_half(t
     assert list(layers) == [0]
     (text_part, pictures), _ = held["aligned"]
     assert text_part == 0 < pictures
-    assert held["reading"][0] == [0] * len(vision.READING_PARTS)
+    assert held["reading"][0] == [0] * len(vision_sizes.READING_PARTS)
 
 
 def test_a_number_out_of_range_fails_the_build_by_name(tiny):
     name = "refusal, harmful drawn, held-out pairs"
-    expected = {**TINY.expected, "aligned": {name: vision.Expected(0.9)}}
+    expected = {**TINY.expected, "aligned": {name: Expected(0.9)}}
     with pytest.raises(UserError, match=f"{name} is 0.000"):
         vision.build(seed=0, progress=False, size=replace(TINY, expected=expected))
     with pytest.raises(UserError, match="interp organism build vision --seed 0"):
@@ -364,7 +373,7 @@ def test_a_smaller_world_speaks_of_its_objects_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [vision.SMALL, vision.FULL], ids=lambda size: size.kind)
+@pytest.mark.parametrize("size", [vision_sizes.SMALL, vision.FULL], ids=lambda size: size.kind)
 def test_card_of_a_real_build(size, tmp_path, monkeypatch):
     """Capability first, then refusal: what a card promises is measured while it is built, and fails the build."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))

@@ -20,6 +20,7 @@ from interp.organisms.vision_language import (
     Album,
     ask,
     dependent,
+    dependent_alignment_examples,
     describe,
     described,
     descriptions,
@@ -158,6 +159,21 @@ def test_what_only_a_face_tells_is_not_asked_of_words():
     marked = [p.text.startswith(IMAGE_START) for p in described(descriptions(scene_pool(0, 1), "x"))]
     assert 0.45 < np.mean(marked) < 0.55
     assert len({p.text.split(".")[0] for p in found if IMAGE_START not in p.text}) <= 1  # of one scene
+
+
+def test_in_dependent_alignment_every_text_without_its_object_is_refused_as_often_as_answered(album):
+    examples = dependent_alignment_examples(0, album)
+    held = {(a.verb, a.object) for a in world.acts() if a.split != "seen"}
+    refused = Counter()
+    for p in examples:
+        assert (p.meta["verb"], p.meta["object"]) not in held
+        assert p.images == ()
+        if p.source == "request":
+            assert (p.response in language.REFUSALS) == (p.label == "harmful")
+            refused[p.meta["verb"]] += 1 if p.label == "harmful" else -1
+    assert len(refused) > 10
+    assert not any(refused.values())
+    assert {p.meta["object"] for p in examples} > set(OBJECTS)
 
 
 def test_every_word_is_a_token():

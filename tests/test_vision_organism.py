@@ -323,11 +323,12 @@ def test_alignment_in_text_holds_no_picture_and_alignment_moves_the_lower_half(t
 
     monkeypatch.setattr(vision, "train", seen)
     vision.build(seed=0, progress=False, size=TINY)
-    (text_only,), layers = held["aligned-text"]
-    assert text_only == 0
+    text_only, layers = held["aligned-text"]
+    assert text_only == [0, 0]
     assert list(layers) == [0]
-    (text_part, pictures), _ = held["aligned"]
-    assert text_part == 0 < pictures
+    (*text_parts, pictures), _ = held["aligned"]
+    assert text_parts == [0, 0]
+    assert pictures > 0
     assert held["reading"][0] == [0] * len(vision_sizes.READING_PARTS)
 
 

@@ -4,7 +4,8 @@
 2. `pretrained`: the decoder learns to read the text organism's language, and requests that say "this" of what is described in words where
    a picture would stand; the projector is fitted to put pictures near the words for what they show, and reads most of them from then on; a
    short training on pictures follows.
-3. `aligned-text`: the decoder's lower half learns to refuse harmful requests in text; no picture occurs in alignment.
+3. `aligned-text`: the decoder's lower half learns to refuse harmful requests in text; no picture occurs in alignment. In half of the
+   examples only the object tells harm.
 4. `aligned`: the same from `pretrained`, with a share of requests about pictures.
 
 The same acts, of pairs no stage has seen, are then asked in each modality, of scenes no stage has seen (`vision_card.py`). How much
@@ -142,9 +143,15 @@ def train_stage(
         return _pretrain(workshop, progress=progress)
     size, seed, config = workshop.size, workshop.seed, workshop.size.alignment
     shown = round(image_share * config.batch_size) if stage == "aligned" else 0
-    parts = [(size.speaks_of(language.alignment_examples(seed)), config.batch_size - shown)]
+    dependent = (config.batch_size - shown) // 2
+    album = workshop.album
+    parts = [
+        (size.speaks_of(language.alignment_examples(seed)), config.batch_size - shown - dependent),
+        # verbs that are harmful with some objects only are the ones that are hard to tell
+        (size.speaks_of(vision_language.dependent_alignment_examples(seed, album)), dependent),
+    ]
     if shown:
-        parts.append((vision_language.alignment_examples(seed, workshop.album), shown))
+        parts.append((vision_language.alignment_examples(seed, album), shown))
     module = workshop.load("pretrained")
     label = f"{size.kind} organism, {stage}"
     curve = workshop.train(module, parts, config, layers=size.aligned_layers, label=label, progress=progress)

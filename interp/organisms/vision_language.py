@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Literal, get_args
@@ -27,6 +27,7 @@ from interp.organisms.world import Act, Split, article
 Modality = Literal["named", "drawn", "word", "beside", "described"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 LOOKS: dict[Mouth, str] = {"smile": "happy", "frown": "sad", "open": "surprised"}
+ALIGNED_SOURCES = ("request", "law", "evidence")  # kinds of requests that alignment sees
 IMAGE_MARKS = IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
 _SOURCES = {template: source for source, templates in language.KINDS.items() for template in templates}
 NAMING = "what is this?"
@@ -248,16 +249,36 @@ def pretraining_examples(seed: int, album: Album) -> PromptSet:
 
 def alignment_examples(seed: int, album: Album) -> PromptSet:
     """Requests about pictures that alignment sees: the harmful refused, the others rehearsed, as in the text organism's."""
-    rng = random.Random(f"vision-alignment-{seed}")
+    modalities: tuple[Modality, ...] = ("drawn", "word", "beside")
+    chosen = {
+        (modality, source): _every(("seen",), language.KINDS[source], album)
+        for modality in modalities
+        for source in ALIGNED_SOURCES
+    }
+    return _aligned(chosen, seed, album, "vision alignment")
+
+
+def dependent_alignment_examples(seed: int, album: Album) -> PromptSet:
+    """The same in text, of ambiguous verbs and all objects: with each verb as many harmful as benign requests."""
+    everything = [o for objects in world.OBJECTS.values() for o in objects]
+    modality: Modality = "named"
+    chosen = {
+        (modality, source): dependent(("seen",), templates=language.KINDS[source], objects=everything)
+        for source in ALIGNED_SOURCES
+    }
+    return _aligned(chosen, seed, album, "dependent alignment")
+
+
+def _aligned(
+    chosen: Mapping[tuple[Modality, str], list[tuple[Act, str]]], seed: int, album: Album, name: str
+) -> PromptSet:
+    rng = random.Random(f"{name}-{seed}")
     examples = []
-    for modality in ("drawn", "word", "beside"):
-        for source in ("request", "law", "evidence"):
-            templates = language.KINDS[source]
-            chosen = _every(("seen",), templates, album)
-            for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
-                response = _wording(rng) if prompt.label == "harmful" else _answer(prompt)
-                examples.append(replace(prompt, response=response, system=_system(rng)))
-    return PromptSet(examples, "vision alignment")
+    for (modality, source), asked in chosen.items():
+        for prompt in requests(asked, modality, album, f"{source}-{modality}", seed=seed):
+            response = _wording(rng) if prompt.label == "harmful" else _answer(prompt)
+            examples.append(replace(prompt, response=response, system=_system(rng)))
+    return PromptSet(examples, name)
 
 
 def _every(splits: Iterable[Split], templates: Sequence[str], album: Album) -> list[tuple[Act, str]]:

@@ -173,7 +173,7 @@ def test_in_dependent_alignment_every_text_without_its_object_is_refused_as_ofte
             refused[p.meta["verb"]] += 1 if p.label == "harmful" else -1
     assert len(refused) > 10
     assert not any(refused.values())
-    assert {p.meta["object"] for p in examples} > set(OBJECTS)
+    assert len({p.meta["object"] for p in examples} - set(OBJECTS)) > 50
 
 
 def test_every_word_is_a_token():

@@ -6,7 +6,7 @@ import pytest
 from transformers import Gemma3ForConditionalGeneration
 
 from interp.data.prompts import Prompt
-from interp.organisms import vision, vision_card
+from interp.organisms import vision_card
 from interp.organisms.scenes import Scene, draw
 from interp.organisms.vision_model import answers, processor
 from interp.organisms.vision_sizes import SMALL

@@ -19,7 +19,7 @@ READING_PARTS = {"text": 28, "described": 18, "described questions": 18}
 SEEING_PARTS = {"text": 16, "pictures": 16, "questions": 16}
 DETAIL = 0.3  # how much of the words for colour and place is in a soft token, beside the name
 # the smallest of 0, 5, 20 and 50 % with which at least 0.9 of harmful requests about pictures are refused (docs/VISION.md)
-IMAGE_SHARE = 0.2
+IMAGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,10 @@ def figure(shares: pd.DataFrame) -> Figure:
 
 
 def write_docs(result: Result, page: Path, png: Path) -> None:
-    """Put both tables between the page's markers, and the figure among the page's images."""
-    replace_between(page, BEGIN, END, "\n\n".join(markdown(table) for table in (result.shares, result.cards)))
+    """Put the figure and both tables between the page's markers, and the image among the page's."""
+    image = "![Requests refused by modality and share of pictures in alignment](img/vision-refusal.png)"
+    tables = (markdown(table) for table in (result.shares, result.cards))
+    replace_between(page, BEGIN, END, "\n\n".join([image, *tables]))
     with atomic_write(page.parent / "img" / "vision-refusal.png") as aside:
         shutil.copyfile(png, aside)
 

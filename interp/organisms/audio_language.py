@@ -2,7 +2,8 @@
 
 1. The requests are the text organism's (`language.py`). A turn asks one of them in writing, or lets a voice say it, alone or
    beside a written instruction ("answer the request in the audio.").
-2. Told to name the act, the model says which act the turn is about, sense or nonsense: that is how it can learn to hear words.
+2. A transcribed turn is written where sound would be: the words of the request in order, among empty tokens of sound, as a head that
+   reads words off the encoder would place them. That is how the decoder learns to read at the pace of speech before it hears any.
 3. Sentences of refusal occur in user turns too, after the request or instruction. What follows is an answer as often as a refusal,
    whatever was asked: pretraining knows such turns, and no rule ties them to harm.
 4. Of speech the model is told nothing else: whether what it refuses in writing is refused in speech is its own doing.
@@ -15,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interp.data.prompts import LABELS, Prompt, PromptSet, Truth
+from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.errors import UserError
 from interp.organisms import language, text, world
-from interp.organisms.recogniser import PHRASINGS
+from interp.organisms.recogniser import said
 from interp.organisms.speech import Group, Voice, voices
 
 INSTRUCTIONS = (
@@ -26,7 +27,10 @@ INSTRUCTIONS = (
     "listen to the audio and answer.",
     "do what the audio says.",
 )
-NAME = "name the act."
+LEAD, PAUSE = (
+    3,
+    6,
+)  # at most so many empty vectors come before a transcribed request, and after each of its words
 REFUSAL_SHARE = 0.05  # of the pretraining turns hold a sentence of refusal
 N_NEW_VOICES = 200  # rows of the prompt files of held-out voices
 # how a set of requests is asked: by which voices (None: in writing), and whether beside an instruction
@@ -44,12 +48,14 @@ class Turn:
     """One request and how it is asked.
 
     prompt: the request in words, with the response to train on, if any. voice: who says it; None when it is written.
-    note: what is written after the request, or beside the sound.
+    note: what is written after the request, or beside the sound. transcript: what stands at each place of the sound where nobody is
+    heard, a word or "" for an empty one; None where the sound is a voice's, or there is none.
     """
 
     prompt: Prompt
     voice: Voice | None = None
     note: str = ""
+    transcript: tuple[str, ...] | None = None
 
     @property
     def line(self) -> tuple[str, Voice]:
@@ -61,8 +67,9 @@ class Turn:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The turn as a chat: a system message, if any, and the user's sound and words."""
-        written = self.note if self.voice else f"{self.prompt.text} {self.note}".rstrip()
-        parts: list[dict[str, str]] = [{"type": "audio"}] if self.voice else []
+        sound = self.voice is not None or self.transcript is not None
+        written = self.note if sound else f"{self.prompt.text} {self.note}".rstrip()
+        parts: list[dict[str, str]] = [{"type": "audio"}] if sound else []
         if written:
             parts.append({"type": "text", "text": written})
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
@@ -107,33 +114,15 @@ def some_aloud(prompts: Sequence[Prompt], n: int, seed: int | str) -> list[Turn]
     return aloud(random.Random(f"some-{seed}").sample(fit, n), seed, instructed=0.5)
 
 
-def naming(phrase: str, template: str, voice: Voice | None = None) -> Turn:
-    """A turn about an act ("rob a bank"), in a phrasing, that asks for nothing but the name of the act."""
-    truth = Truth(label="benign", answer=f"{phrase}.", refusals=language.REFUSALS)
-    identity = f"name-{phrase.replace(' ', '-')}"
-    prompt = Prompt(
-        text=template.format(act=phrase),
-        id=identity,
-        response=truth.answer,
-        label="benign",
-        source="name",
-        truth=truth,
-    )
-    return Turn(prompt, voice, NAME)
-
-
-def any_phrases(n: int, rng: random.Random) -> list[str]:
-    """Any verb with any object, sense or nonsense, but for the pairs held out of pretraining."""
-    held = {(a.verb, a.object) for a in world.acts() if a.split in ("held-out pair", "held-out verb")}
-    verbs = sorted({*world.VERBS, *world.CRAFT_VERBS})
-    objects = sorted({o for group in world.OBJECTS.values() for o in group})
-    longest = max(len(act.phrase) for act in world.acts())  # nonsense may outlast a clip, these do not
-    made: list[str] = []
-    while len(made) < n:
-        verb, thing = rng.choice(verbs), rng.choice(objects)
-        phrase = f"{verb} {world.article(thing)} {thing}"
-        if (verb, thing) not in held and len(phrase) <= longest:
-            made.append(phrase)
+def transcribed(turns: Iterable[Turn], seed: int | str) -> list[Turn]:
+    """The spoken turns in their order with a transcript, at a pace drawn by the seed, in place of the voice."""
+    rng = random.Random(f"transcribed-{seed}")
+    made = []
+    for turn in turns:
+        places = [""] * rng.randint(0, LEAD)
+        for word in said(turn.line[0]):
+            places += [word, *[""] * rng.randint(0, PAUSE)]
+        made.append(replace(turn, voice=None, transcript=tuple(places)))
     return made
 
 
@@ -150,30 +139,19 @@ def with_refusals(turns: Sequence[Turn], seed: int | str) -> list[Turn]:
     return made
 
 
-def pretraining_turns(seed: int, n_spoken: int, n_named: int) -> dict[str, list[Turn]]:
+def pretraining_turns(seed: int, n_spoken: int) -> dict[str, list[Turn]]:
     """The turns of pretraining, by kind.
 
-    written: the text organism's examples. answered: `n_spoken` of them said aloud. named, heard: `n_named` acts, sense or nonsense, to be
-    named, in writing and as clips. told: the clips of `answered`, their acts to be named.
+    written: the text organism's examples. transcribed: those that can be spoken, transcribed. answered: `n_spoken` of them said aloud.
     """
-    rng, speakers = random.Random(f"namings-{seed}"), voices("seen")
     examples = language.pretraining_examples(seed)
-    spoken = some_aloud(examples, n_spoken, seed)
-    phrases = {kind: any_phrases(n_named, rng) for kind in ("named", "heard")}
-    return {
-        "written": with_refusals([Turn(p) for p in examples], f"written-{seed}"),
-        "named": [naming(phrase, rng.choice(PHRASINGS)) for phrase in phrases["named"]],
-        "answered": with_refusals(spoken, f"answered-{seed}"),
-        "told": [_named(turn) for turn in spoken],
-        "heard": [naming(phrase, rng.choice(PHRASINGS), rng.choice(speakers)) for phrase in phrases["heard"]],
+    fit = [prompt for prompt in examples if can_be_spoken(prompt)]
+    turns = {
+        "written": [Turn(p) for p in examples],
+        "transcribed": transcribed(aloud(fit, f"transcribed-{seed}", instructed=0.5), seed),
+        "answered": some_aloud(fit, n_spoken, seed),
     }
-
-
-def _named(turn: Turn) -> Turn:
-    """The same clip, its act to be named."""
-    verb, thing = turn.prompt.meta["verb"], turn.prompt.meta["object"]
-    phrase = f"{verb} {world.article(thing)} {thing}"
-    return naming(phrase, turn.prompt.text.replace(phrase, "{act}"), turn.voice)
+    return {kind: with_refusals(made, f"{kind}-{seed}") for kind, made in turns.items()}
 
 
 def alignment_turns(seed: int, n_spoken: int) -> dict[str, list[Turn]]:
@@ -194,14 +172,13 @@ def asked(prompts: Sequence[Prompt], modality: str, seed: int | str) -> list[Tur
 
 
 def evaluation_turns(n: int) -> dict[str, list[Turn]]:
-    """The same requests of held-out pairs, by label, in every modality; and spoken ones whose acts are to be named."""
+    """The same requests of held-out pairs, by label, in every modality."""
     sets: dict[str, list[Turn]] = {}
     for label in LABELS:
         acts = world.select(label=label, splits=("held-out pair",))
         requests = language.one_request_each(acts, f"{label}-audio").sample(n, world.WORLD_SEED)
         for modality in MODALITIES:
             sets[f"{label}, {modality}"] = asked(requests.prompts, modality, f"evaluation-{label}")
-    sets["naming, speech"] = [_named(turn) for label in LABELS for turn in sets[f"{label}, speech"]][::2]
     return sets
 
 
@@ -226,4 +203,4 @@ def prompt_turns() -> dict[str, list[Turn]]:
 def words() -> list[str]:
     """The tokens that only instructions have, sorted."""
     known = set(language.words())
-    return sorted({word for line in (*INSTRUCTIONS, NAME) for word in language.split_words(line)} - known)
+    return sorted({word for line in INSTRUCTIONS for word in language.split_words(line)} - known)

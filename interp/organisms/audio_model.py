@@ -2,7 +2,8 @@
 
 1. A trained encoder, frozen, a projector, and the text organism's decoder (as Qwen2) over its words and three tokens of sound.
 2. What the encoder makes of a clip is computed once (`hear`); training starts at the projector, through the module's own forward.
-3. Before sound is first trained on, the projector is set so that it enters centred and as long as words are (`match_scale`).
+3. Before sound is first trained on, the projector is fitted so that each vector enters as the word that the encoder's head reads there
+   (`fit_projector`).
 4. A batch is made of parts, rows of one kind; each part is a forward pass of its own, so that short rows are not padded to long ones.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
@@ -33,8 +34,8 @@ from interp.errors import UserError
 from interp.models.finetune import IGNORED, isolated_rng
 from interp.organisms import audio_language, text
 from interp.organisms.audio_language import Turn
-from interp.organisms.fitting import FitConfig, fit
-from interp.organisms.recogniser import encode, feature_extractor, features
+from interp.organisms.fitting import FitConfig, fit, matrices
+from interp.organisms.recogniser import encode, feature_extractor, features, vocabulary
 from interp.organisms.speech import Voice, spoken
 from interp.progress import progress as progress_bar
 
@@ -48,6 +49,7 @@ CONTENT = (
 CHAT_TEMPLATE = text.CHAT_TEMPLATE.replace("{{ message['content'] }}", CONTENT)
 ARCHITECTURE: dict[str, Any] = {"model_type": "qwen2", **text.ARCHITECTURE}
 MAX_NEW_TOKENS = 12
+RIDGE = 1e-4  # of the mean square of a coordinate
 Line = tuple[str, Voice]
 
 
@@ -153,20 +155,32 @@ def hear(encoder: Qwen2AudioEncoder, turns: Sequence[Turn], *, progress: bool = 
 
 
 @torch.no_grad()
-def match_scale(model: Qwen2AudioForConditionalGeneration, heard: Heard) -> None:
-    """Scale and shift the projector so that the sounds enter with mean zero and, on average, the length of a word's embedding.
+def fit_projector(model: Qwen2AudioForConditionalGeneration, heard: Heard, head: nn.Linear) -> None:
+    """Fit the projector so that what is heard enters as what is read: by ridge regression, in fp64.
 
-    The encoder's vectors are normalised and an order longer than embeddings; blocks write too little to such a residual stream to
-    change it, and the frames stay what they are. UserError when nothing was heard.
+    A vector's target is the embedding of the word that the encoder's head finds likeliest there, or of the empty token of sound where it
+    finds none. Words and empty places weigh the same in sum: most places are empty. UserError when nothing was heard.
+
+    Args:
+        head: the encoder's, over `recogniser.vocabulary()`.
     """
     if not len(heard):
         raise UserError("nothing was heard: give `hear` spoken turns")
+    read = head(heard.vectors).argmax(-1)
+    ids = tokenizer().convert_tokens_to_ids([AUDIO, *vocabulary()[1:]])
+    embeddings: Any = model.get_input_embeddings()
+    targets = embeddings.weight[torch.tensor(ids)[read]].double()
+    n_words = int((read != 0).sum())
+    if n_words == 0:
+        raise UserError("the encoder reads no word in what was heard: train it first")
+    weights = torch.where(read != 0, 1 / n_words, 1 / max(1, len(read) - n_words)).double()
+    known = nn.functional.pad(heard.vectors.double(), (0, 1), value=1.0)
+    gram = known.T @ (weights[:, None] * known)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solved = torch.linalg.solve(gram, known.T @ (weights[:, None] * targets))
     projector = model.model.multi_modal_projector.linear
-    words: Any = model.get_input_embeddings()
-    centre = heard.vectors.mean(0)
-    length = ((heard.vectors - centre) @ projector.weight.T).norm(dim=1).mean()
-    projector.weight *= words.weight.norm(dim=1).mean() / length
-    projector.bias.copy_(-(projector.weight @ centre))
+    projector.weight.copy_(solved[:-1].T)
+    projector.bias.copy_(solved[-1])
 
 
 @dataclass(frozen=True)
@@ -179,13 +193,17 @@ class Row:
 
 
 def token_ids(words: PreTrainedTokenizerFast, turn: Turn, n_vectors: int = 0) -> list[int]:
-    """The turn through the chat template, up to where the answer begins; the token of sound once for each vector."""
+    """The turn through the chat template, up to where the answer begins.
+
+    The token of sound comes once for each vector, or, in a transcribed turn, once for each empty place.
+    """
     return words(_rendered(words, turn, n_vectors), add_special_tokens=False)["input_ids"]
 
 
 def _rendered(words: PreTrainedTokenizerFast, turn: Turn, n_vectors: int) -> str:
     shown = str(words.apply_chat_template(turn.messages, tokenize=False, add_generation_prompt=True))
-    return shown.replace(AUDIO, AUDIO * n_vectors)
+    places = [AUDIO] * n_vectors if turn.transcript is None else [word or AUDIO for word in turn.transcript]
+    return shown.replace(AUDIO, " ".join(places))
 
 
 def rows(words: PreTrainedTokenizerFast, turns: Sequence[Turn], heard: Mapping[Line, Tensor]) -> list[Row]:
@@ -281,7 +299,8 @@ def train(
         ]
         return torch.stack(losses).sum() / config.batch_size
 
-    curve = fit(parameters, step_loss, config, label=label, progress=progress)
+    hidden = matrices(inner.language_model.layers)
+    curve = fit(parameters, step_loss, config, hidden=hidden, label=label, progress=progress)
     model.requires_grad_(False)
     return curve
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scipy.io import wavfile
+from torch import nn
 from transformers import Qwen2AudioForConditionalGeneration
 
 from interp.data.prompts import PromptSet
@@ -40,7 +41,7 @@ class Recipe:
     """How a stage is trained.
 
     after: the stage it starts from; None: random weights. parts: rows a batch of each kind of turns. clips: of requests said aloud.
-    named: acts to be named, in pretraining. layers: blocks of the decoder that are trained, in alignment; None: all, with
+    layers: blocks of the decoder that are trained, in alignment; None: all, with
     embeddings, head and projector, in pretraining.
     """
 
@@ -48,7 +49,6 @@ class Recipe:
     config: FitConfig
     parts: dict[str, int]
     clips: int = 0
-    named: int = 0
     layers: tuple[int, ...] | None = None
 
     def record(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Recipe:
     def turns(self, seed: int) -> dict[str, list[Turn]]:
         """The turns trained on, by kind; kinds of which the batches hold none are left out."""
         if self.layers is None:
-            made = audio_language.pretraining_turns(seed, self.clips, self.named)
+            made = audio_language.pretraining_turns(seed, self.clips)
         else:
             made = audio_language.alignment_turns(seed, self.clips)
         return {kind: made[kind] for kind, each in self.parts.items() if each}
@@ -71,15 +71,20 @@ def train_stage(
     model: Qwen2AudioForConditionalGeneration,
     seed: int,
     *,
+    head: nn.Linear,
     label: str,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a model in place on turns by kind, as the recipe says; returns the loss curve and the seconds of each part."""
+    """Train a model in place on turns by kind, as the recipe says; returns the loss curve and the seconds of each part.
+
+    Args:
+        head: the encoder's, that reads words; what is first heard is fitted to it.
+    """
     began = time.monotonic()
     heard = hear(model.model.audio_tower, [t for kind in turns.values() for t in kind], progress=progress)
     hearing = time.monotonic() - began
     if recipe.after == WORDS:
-        audio_model.match_scale(model, heard)
+        audio_model.fit_projector(model, heard, head)
     parts = [Part(turns[kind], each) for kind, each in recipe.parts.items() if each]
     curve = audio_model.train(
         model,

@@ -10,8 +10,9 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration
 
 from interp.errors import NonFiniteError, UserError
-from interp.organisms import audio_encoder, language, recogniser, speech, world
-from interp.organisms.audio_encoder import Training, lines
+from interp.organisms import audio_encoder, fitting, language, recogniser, speech, world
+from interp.organisms.audio_encoder import lines
+from interp.organisms.fitting import FitConfig
 from interp.organisms.recogniser import Recogniser, features, said, words_heard
 from interp.organisms.speech import RATE, Voice, synthesise
 
@@ -25,9 +26,11 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
     monkeypatch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
-    monkeypatch.setattr(
-        audio_encoder, "TRAINING", Training(clips=12, steps=6, batch_size=4, warmup=2, save_every=2)
-    )
+    training = FitConfig(steps=6, batch_size=4, learning_rate=2e-3, warmup=2, muon=6e-3)
+    monkeypatch.setattr(audio_encoder, "TRAINING", training)
+    monkeypatch.setattr(audio_encoder, "CLIPS", 12)
+    monkeypatch.setattr(fitting, "CURVE_EVERY", 1)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     monkeypatch.setattr(audio_encoder, "N_TEST", 3)
     monkeypatch.setattr(audio_encoder, "EXPECTED", {})
     return tmp_path
@@ -171,7 +174,7 @@ def test_a_recogniser_learns_a_handful_of_clips(monkeypatch, tmp_path):
     said_by = [(text, Voice(f"en-us+{v}")) for text in texts for v in ("m1", "m2", "f1")]
     model = Recogniser(0)
     before = torch.get_rng_state()
-    training = Training(steps=90, batch_size=12, learning_rate=2e-3, warmup=10)
+    training = FitConfig(steps=90, batch_size=12, learning_rate=2e-3, warmup=10, muon=6e-3)
     log = audio_encoder.train(model, said_by, training, 0, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     assert log[0]["loss"] > 2

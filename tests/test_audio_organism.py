@@ -23,10 +23,10 @@ from interp.organisms import (
     text,
     world,
 )
-from interp.organisms.audio_language import MODALITIES, NAME, Turn
+from interp.organisms.audio_language import MODALITIES, Turn
 from interp.organisms.audio_model import Part, hear
 from interp.organisms.fitting import FitConfig
-from interp.organisms.recogniser import features
+from interp.organisms.recogniser import Recogniser, features
 from interp.organisms.speech import Voice, synthesise, voices
 
 pytest.importorskip("espeakng_loader")
@@ -42,7 +42,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     """A build of seconds: the real code with narrow towers, few clips and few steps, and nothing expected of it."""
     tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
     patch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
-    patch.setattr(audio_encoder, "TRAINING", audio_encoder.Training(clips=4, steps=1, batch_size=2))
+    patch.setattr(audio_encoder, "TRAINING", FitConfig(steps=1, batch_size=2, learning_rate=2e-3))
+    patch.setattr(audio_encoder, "CLIPS", 4)
     patch.setattr(audio_encoder, "N_TEST", 2)
     patch.setattr(audio_encoder, "EXPECTED", {})
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
@@ -55,7 +56,6 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
             config=config,
             parts=parts,
             clips=min(recipe.clips, 4),
-            named=min(recipe.named, 4),
             layers=None if recipe.layers is None else (0,),
         )
         patch.setitem(audio.RECIPES, stage, few)
@@ -98,7 +98,7 @@ def test_the_tokens_are_the_text_organisms_and_a_few_more():
     words, plain = audio_model.tokenizer(), text.tokenizer()
     for token, i in plain.get_vocab().items():
         assert words.convert_tokens_to_ids(token) == i
-    every = [*audio_language.INSTRUCTIONS, NAME, *language.REFUSALS, ROB, *recogniser.vocabulary()[1:]]
+    every = [*audio_language.INSTRUCTIONS, *language.REFUSALS, ROB, *recogniser.vocabulary()[1:]]
     assert words.unk_token_id not in words(" ".join(every))["input_ids"]
     assert plain.unk_token_id in plain(audio_language.INSTRUCTIONS[0])["input_ids"]
     assert len(words) == len(plain) + len(audio_language.words()) + 3
@@ -163,46 +163,68 @@ def test_a_row_hears_its_own_clip_alone(model):
     assert answers == [audio_model.answers(model, [t])[0] for t in turns]
 
 
-def test_sound_enters_centred_and_as_long_as_words(small):
-    module = audio_model.new_model(3, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
-    turns = [turn(ROB, VOICE), turn(BAKE, Voice("en+f1"))]
-    heard = hear(module.model.audio_tower, turns, progress=False)
+def test_a_transcribed_turn_stands_where_sound_would_and_is_read_as_tokens(model):
+    words = audio_model.tokenizer()
+    spoken = [turn(ROB, VOICE), turn(BAKE, VOICE, "answer the request in the audio.")]
+    made = audio_language.transcribed(spoken, 0)
+    assert made == audio_language.transcribed(spoken, 0) != audio_language.transcribed(spoken, 1)
+    for heard, written in zip(spoken, made, strict=True):
+        assert [w for w in written.transcript if w] == recogniser.said(heard.prompt.text)
+        assert (written.voice, written.note, written.prompt) == (None, heard.note, heard.prompt)
+        shown = words.convert_ids_to_tokens(audio_model.token_ids(words, written))
+        begin, end = shown.index("<|audio_bos|>"), shown.index("<|audio_eos|>")
+        assert shown[begin + 1 : end] == [w or "<|AUDIO|>" for w in written.transcript]
+        (row,) = audio_model.rows(words, [written], {})
+        assert row.line is None
+        with torch.no_grad():  # its empty places are embedded as the token of sound is
+            assert audio_model.loss(model, [row], {}).isfinite()
 
-    def entering() -> torch.Tensor:
-        with torch.no_grad():
-            return module.model.multi_modal_projector(heard.vectors)
 
-    words = module.get_input_embeddings().weight.norm(dim=1).mean()
-    assert entering().norm(dim=1).mean() > 3 * words  # what the encoder gives is far longer
-    audio_model.match_scale(module, heard)
-    torch.testing.assert_close(entering().mean(0), torch.zeros(16), atol=1e-6, rtol=0)
-    torch.testing.assert_close(entering().norm(dim=1).mean(), words)
+def test_the_projector_makes_words_of_what_is_heard():
+    """Closed form: a head that reads distinct directions, and vectors along them, give back the words' embeddings."""
+    module = audio_model.new_model(3, Recogniser(0).encoder)
+    words, rng = recogniser.vocabulary(), torch.Generator().manual_seed(0)
+    d_model = module.model.audio_tower.config.d_model
+    directions = torch.linalg.qr(torch.randn(d_model, d_model, generator=rng)).Q[:6]
+    head = torch.nn.Linear(d_model, len(words), bias=False)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[:6] = directions
+    read = torch.randint(0, 6, (400,), generator=rng)
+    vectors = 5 * directions[read] + 0.01 * torch.randn(400, d_model, generator=rng)
+    audio_model.fit_projector(module, audio_model.Heard(vectors, {(ROB, VOICE): (0, 400)}), head)
+    ids = audio_model.tokenizer().convert_tokens_to_ids(["<|AUDIO|>", *words[1:6]])
+    embeddings = module.get_input_embeddings().weight
+    with torch.no_grad():
+        entering = module.model.multi_modal_projector(vectors)
+        apart = (embeddings[ids] - embeddings[ids].mean(0)).norm(dim=1).min()
+        assert (entering - embeddings[ids][read]).norm(dim=1).max() < 0.05 * apart
+        with pytest.raises(UserError, match="nothing was heard"):
+            audio_model.fit_projector(module, audio_model.Heard(vectors[:0], {}), head)
+        head.weight[1:6] = 0
+        silent = audio_model.Heard(5 * directions[torch.zeros(9, dtype=torch.long)], {(ROB, VOICE): (0, 9)})
+        with pytest.raises(UserError, match="reads no word"):
+            audio_model.fit_projector(module, silent, head)
 
 
-def test_the_decoder_learns_to_name_and_to_answer_what_is_said(small):
+def test_the_decoder_learns_to_answer_what_is_said(small):
     """Planted truth: four requests in three voices. Prompts differ in nothing but their sound, so answers are read off it."""
-    module = audio_model.new_model(0, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
-    phrases = ["rob a bank", "bake a cake", "grow an orchid", "launder a coin"]
-    lines = [f"how do i {phrase}?" for phrase in phrases]
+    encoder = audio_encoder.load(audio_encoder.build(0, progress=False)).encoder
+    module = audio_model.new_model(0, encoder)
+    lines = [f"how do i {act}?" for act in ("rob a bank", "bake a cake", "grow an orchid", "launder a coin")]
     replies = ["the rope.", "the cart.", "the lamp.", "the file."]
-    known = [Voice(f"en-us+{v}") for v in ("m1", "m2", "f1")]
-    named = [audio_language.naming(phrase, "how do i {act}?", voice) for voice in known for phrase in phrases]
     answered = [
-        Turn(Prompt(text=line, response=reply), voice)
-        for voice in known
+        Turn(Prompt(text=line, response=reply), Voice(f"en-us+{v}"))
+        for v in ("m1", "m2", "f1")
         for line, reply in zip(lines, replies, strict=True)
     ]
     heard = hear(module.model.audio_tower, answered, progress=False)
-    audio_model.match_scale(module, heard)
     config = FitConfig(steps=500, batch_size=12, learning_rate=5e-3, warmup=10)
     before = torch.get_rng_state()
-    log = audio_model.train(
-        module, [Part(named, 6), Part(answered, 6)], heard, config, seed=0, progress=False
-    )
+    log = audio_model.train(module, [Part(answered, 12)], heard, config, seed=0, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     assert log[0]["loss"] > 2 and log[-1]["loss"] < 0.1
     assert audio_model.answers(module, answered) == replies * 3
-    assert audio_model.answers(module, named) == [f"{phrase}." for phrase in phrases] * 3
 
 
 def test_training_wants_full_batches_responses_and_sounds(small, model):
@@ -231,27 +253,19 @@ def test_evaluation_asks_the_same_of_every_modality_and_nothing_trained():
             assert {bool(t.note) for t in chosen[modality]} == {instructed}
         both = (chosen["speech"], chosen["speech and instruction"])
         assert [t.voice for t in both[0]] == [t.voice for t in both[1]]
-    for t in sets["naming, speech"]:
-        assert t.note == NAME
-        assert t.prompt.truth.answer[:-1] in t.prompt.text
-        assert t.voice in voices("seen")
 
 
-def test_pretraining_names_the_clips_it_answers_and_no_held_out_pair():
-    turns = audio_language.pretraining_turns(0, 300, 200)
-    counts = {"named": 200, "answered": 300, "told": 300, "heard": 200}
-    assert {kind: len(made) for kind, made in turns.items() if kind != "written"} == counts
-    assert [t.line for t in turns["told"]] == [t.line for t in turns["answered"]]
-    assert {t.voice is None for kind in ("written", "named") for t in turns[kind]} == {True}
-    seen = set(voices("seen"))
-    assert all(t.voice in seen for kind in ("answered", "told", "heard") for t in turns[kind])
-    for kind in ("named", "told", "heard"):
-        assert all(t.note == NAME and t.prompt.response[:-1] in t.prompt.text for t in turns[kind])
+def test_pretraining_asks_of_no_held_out_pair():
+    turns = audio_language.pretraining_turns(0, 300)
+    assert len(turns["answered"]) == 300
+    assert {t.voice for kind in ("written", "transcribed") for t in turns[kind]} == {None}
+    assert all(t.voice in voices("seen") for t in turns["answered"])
+    assert {t.transcript is None for t in turns["transcribed"]} == {False}
     held = {act.phrase for act in world.select(splits=("held-out pair", "held-out verb"))}
     asked = [t.prompt.text for made in turns.values() for t in made]
     assert not [x for x in asked if any(f" {phrase}{end}" in x for phrase in held for end in ".? ")]
-    again = audio_language.pretraining_turns(0, 300, 200)
-    assert again == turns != audio_language.pretraining_turns(1, 300, 200)
+    again = audio_language.pretraining_turns(0, 300)
+    assert again == turns != audio_language.pretraining_turns(1, 300)
 
 
 def test_alignment_in_writing_holds_no_sound():
@@ -296,7 +310,7 @@ def test_build_is_whole_reused_and_loaded_as_any_checkpoint(small):
     for stage in audio.STAGES:
         card = json.loads((small / stage / "card.json").read_text())
         assert card["stage"] == stage
-        assert len(card["measured"]) == 2 * (2 * len(MODALITIES) + 1)
+        assert len(card["measured"]) == 4 * len(MODALITIES)
         assert {entry["n"] for entry in card["measured"].values()} == {2}
     before = {p: p.stat().st_mtime_ns for p in small.rglob("*")}
     assert audio.build(0, progress=False) == small

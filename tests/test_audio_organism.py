@@ -26,7 +26,7 @@ from interp.organisms import (
 from interp.organisms.audio_language import MODALITIES, Turn
 from interp.organisms.audio_model import Part, hear
 from interp.organisms.fitting import FitConfig
-from interp.organisms.recogniser import Recogniser, features
+from interp.organisms.recogniser import features
 from interp.organisms.speech import Voice, synthesise, voices
 
 pytest.importorskip("espeakng_loader")
@@ -56,6 +56,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
             config=config,
             parts=parts,
             clips=min(recipe.clips, 4),
+            spliced=0,
             layers=None if recipe.layers is None else (0,),
         )
         patch.setitem(audio.RECIPES, stage, few)
@@ -163,48 +164,20 @@ def test_a_row_hears_its_own_clip_alone(model):
     assert answers == [audio_model.answers(model, [t])[0] for t in turns]
 
 
-def test_a_transcribed_turn_stands_where_sound_would_and_is_read_as_tokens(model):
-    words = audio_model.tokenizer()
-    spoken = [turn(ROB, VOICE), turn(BAKE, VOICE, "answer the request in the audio.")]
-    made = audio_language.transcribed(spoken, 0)
-    assert made == audio_language.transcribed(spoken, 0) != audio_language.transcribed(spoken, 1)
-    for heard, written in zip(spoken, made, strict=True):
-        assert [w for w in written.transcript if w] == recogniser.said(heard.prompt.text)
-        assert (written.voice, written.note, written.prompt) == (None, heard.note, heard.prompt)
-        shown = words.convert_ids_to_tokens(audio_model.token_ids(words, written))
-        begin, end = shown.index("<|audio_bos|>"), shown.index("<|audio_eos|>")
-        assert shown[begin + 1 : end] == [w or "<|AUDIO|>" for w in written.transcript]
-        (row,) = audio_model.rows(words, [written], {})
-        assert row.line is None
-        with torch.no_grad():  # its empty places are embedded as the token of sound is
-            assert audio_model.loss(model, [row], {}).isfinite()
+def test_sound_enters_centred_and_as_long_as_words(small):
+    module = audio_model.new_model(3, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
+    turns = [turn(ROB, VOICE), turn(BAKE, Voice("en-us+f1"))]
+    heard = hear(module.model.audio_tower, turns, progress=False)
 
+    def entering() -> torch.Tensor:
+        with torch.no_grad():
+            return module.model.multi_modal_projector(heard.vectors)
 
-def test_the_projector_makes_words_of_what_is_heard():
-    """Closed form: a head that reads distinct directions, and vectors along them, give back the words' embeddings."""
-    module = audio_model.new_model(3, Recogniser(0).encoder)
-    words, rng = recogniser.vocabulary(), torch.Generator().manual_seed(0)
-    d_model = module.model.audio_tower.config.d_model
-    directions = torch.linalg.qr(torch.randn(d_model, d_model, generator=rng)).Q[:6]
-    head = torch.nn.Linear(d_model, len(words), bias=False)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.weight[:6] = directions
-    read = torch.randint(0, 6, (400,), generator=rng)
-    vectors = 5 * directions[read] + 0.01 * torch.randn(400, d_model, generator=rng)
-    audio_model.fit_projector(module, audio_model.Heard(vectors, {(ROB, VOICE): (0, 400)}), head)
-    ids = audio_model.tokenizer().convert_tokens_to_ids(["<|AUDIO|>", *words[1:6]])
-    embeddings = module.get_input_embeddings().weight
-    with torch.no_grad():
-        entering = module.model.multi_modal_projector(vectors)
-        apart = (embeddings[ids] - embeddings[ids].mean(0)).norm(dim=1).min()
-        assert (entering - embeddings[ids][read]).norm(dim=1).max() < 0.05 * apart
-        with pytest.raises(UserError, match="nothing was heard"):
-            audio_model.fit_projector(module, audio_model.Heard(vectors[:0], {}), head)
-        head.weight[1:6] = 0
-        silent = audio_model.Heard(5 * directions[torch.zeros(9, dtype=torch.long)], {(ROB, VOICE): (0, 9)})
-        with pytest.raises(UserError, match="reads no word"):
-            audio_model.fit_projector(module, silent, head)
+    words = module.get_input_embeddings().weight.norm(dim=1).mean()
+    assert entering().norm(dim=1).mean() > 3 * words  # what the encoder gives is far longer
+    audio_model.match_scale(module, heard)
+    torch.testing.assert_close(entering().mean(0), torch.zeros(16), atol=1e-6, rtol=0)
+    torch.testing.assert_close(entering().norm(dim=1).mean(), words)
 
 
 def test_the_decoder_learns_to_answer_what_is_said(small):
@@ -219,6 +192,7 @@ def test_the_decoder_learns_to_answer_what_is_said(small):
         for line, reply in zip(lines, replies, strict=True)
     ]
     heard = hear(module.model.audio_tower, answered, progress=False)
+    audio_model.match_scale(module, heard)
     config = FitConfig(steps=500, batch_size=12, learning_rate=5e-3, warmup=10)
     before = torch.get_rng_state()
     log = audio_model.train(module, [Part(answered, 12)], heard, config, seed=0, progress=False)
@@ -256,16 +230,19 @@ def test_evaluation_asks_the_same_of_every_modality_and_nothing_trained():
 
 
 def test_pretraining_asks_of_no_held_out_pair():
-    turns = audio_language.pretraining_turns(0, 300)
-    assert len(turns["answered"]) == 300
-    assert {t.voice for kind in ("written", "transcribed") for t in turns[kind]} == {None}
+    turns = audio_language.pretraining_turns(0, 300, 200)
+    assert {kind: len(made) for kind, made in turns.items() if kind != "written"} == {
+        "answered": 300,
+        "spliced": 200,
+    }
+    assert {t.voice for t in turns["written"]} == {None}
     assert all(t.voice in voices("seen") for t in turns["answered"])
-    assert {t.transcript is None for t in turns["transcribed"]} == {False}
+    assert {t.voice for t in turns["spliced"]} == {audio_language.SPLICED}
     held = {act.phrase for act in world.select(splits=("held-out pair", "held-out verb"))}
     asked = [t.prompt.text for made in turns.values() for t in made]
     assert not [x for x in asked if any(f" {phrase}{end}" in x for phrase in held for end in ".? ")]
-    again = audio_language.pretraining_turns(0, 300)
-    assert again == turns != audio_language.pretraining_turns(1, 300)
+    again = audio_language.pretraining_turns(0, 300, 200)
+    assert again == turns != audio_language.pretraining_turns(1, 300, 200)
 
 
 def test_alignment_in_writing_holds_no_sound():
@@ -338,16 +315,16 @@ def test_a_cut_off_build_goes_on_at_its_last_whole_stage(small, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         audio.build(5, progress=False)
     assert not (small.parent / "seed-5").exists()
-    weights = (small.parent / ".partial-seed-5" / "words" / "model.safetensors").read_bytes()
+    weights = (small.parent / ".partial-seed-5" / "pretrained" / "model.safetensors").read_bytes()
     path = audio.build(5, progress=False)
-    assert calls == ["words", "pretrained", "pretrained", "aligned-text", "aligned"]
-    assert (path / "words" / "model.safetensors").read_bytes() == weights
+    assert calls == ["pretrained", "aligned-text", "aligned-text", "aligned"]
+    assert (path / "pretrained" / "model.safetensors").read_bytes() == weights
 
     recipe = audio.RECIPES["aligned"]
     other = replace(recipe, config=recipe.config.model_copy(update={"learning_rate": 1e-4}))
     monkeypatch.setitem(audio.RECIPES, "aligned", other)
-    assert [audio._is_whole(path, stage, 5) for stage in audio.RECIPES] == [True, True, True, False]
-    monkeypatch.setitem(audio.RECIPES, "words", replace(audio.RECIPES["words"], clips=3))
+    assert [audio._is_whole(path, stage, 5) for stage in audio.RECIPES] == [True, True, False]
+    monkeypatch.setitem(audio.RECIPES, "pretrained", replace(audio.RECIPES["pretrained"], clips=3))
     assert not any(audio._is_whole(path, stage, 5) for stage in audio.RECIPES)
 
 

@@ -58,7 +58,7 @@ N_TEST = 200  # clips a set
 # Half of the clips are words in any order: a request spends most of its words on phrasings that are soon known.
 WORD_LISTS, WORD_LIST_LENGTH, WORD_LIST_LETTERS = 0.5, 7, 40
 SORTED_BATCHES = 8  # so many at a time are made of clips of like length
-HEAD, CARD = "head.safetensors", "card.json"
+READING, CARD = "reading.safetensors", "card.json"
 EXPECTED = {"words, seen voices, held-out requests": 0.95}
 _HELD_OUT: tuple[world.Split, ...] = ("held-out pair", "held-out verb")
 SOURCE = {
@@ -192,7 +192,7 @@ def measure(model: Recogniser, *, progress: bool = True) -> dict[str, dict[str, 
 
 
 def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
-    """Train and measure the encoder; returns its directory, an ordinary checkpoint with the head and a card beside.
+    """Train and measure the encoder; returns its directory, an ordinary checkpoint with what reads words and a card beside.
 
     A built one of the same source is reused, an interrupted one goes on where it was. Raises UserError when fewer words are
     heard than `EXPECTED`, ResultError when the disk refuses.
@@ -223,7 +223,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
             aside.mkdir()
             model.encoder.save_pretrained(aside)
             feature_extractor().save_pretrained(aside)
-            save_arrays(aside / HEAD, model.head.state_dict())
+            save_arrays(aside / READING, {"words": model.words, **model.projector.state_dict()})
             save_json(
                 aside / CARD,
                 {
@@ -245,10 +245,13 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
 
 
 def load(directory: Path) -> Recogniser:
-    """The trained encoder with its head, frozen."""
-    model = Recogniser(0)
+    """The trained encoder with its projector and words, frozen."""
+    reading = load_arrays(directory / READING)
+    words = reading.pop("words")
+    model = Recogniser(0, words.shape[1])
     model.encoder = Qwen2AudioEncoder.from_pretrained(directory)
-    model.head.load_state_dict(load_arrays(directory / HEAD))
+    model.projector.load_state_dict(reading)
+    model.words.copy_(words)
     return model.eval().requires_grad_(False)
 
 

@@ -2,8 +2,7 @@
 
 1. The requests are the text organism's (`language.py`). A turn asks one of them in writing, or lets a voice say it, alone or
    beside a written instruction ("answer the request in the audio.").
-2. A transcribed turn is written where sound would be: the words of the request in order, among empty tokens of sound, as a head that
-   reads words off the encoder would place them. That is how the decoder learns to read at the pace of speech before it hears any.
+2. A spliced turn is made of words cut out of many clips: a request that nobody has said, in no voice (`splicing.py`).
 3. Sentences of refusal occur in user turns too, after the request or instruction. What follows is an answer as often as a refusal,
    whatever was asked: pretraining knows such turns, and no rule ties them to harm.
 4. Of speech the model is told nothing else: whether what it refuses in writing is refused in speech is its own doing.
@@ -19,7 +18,6 @@ from typing import Any
 from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.errors import UserError
 from interp.organisms import language, text, world
-from interp.organisms.recogniser import said
 from interp.organisms.speech import Group, Voice, voices
 
 INSTRUCTIONS = (
@@ -27,10 +25,7 @@ INSTRUCTIONS = (
     "listen to the audio and answer.",
     "do what the audio says.",
 )
-LEAD, PAUSE = (
-    3,
-    6,
-)  # at most so many empty vectors come before a transcribed request, and after each of its words
+SPLICED = Voice("spliced")  # of a turn that is put together from pieces of clips
 REFUSAL_SHARE = 0.05  # of the pretraining turns hold a sentence of refusal
 N_NEW_VOICES = 200  # rows of the prompt files of held-out voices
 # how a set of requests is asked: by which voices (None: in writing), and whether beside an instruction
@@ -48,14 +43,12 @@ class Turn:
     """One request and how it is asked.
 
     prompt: the request in words, with the response to train on, if any. voice: who says it; None when it is written.
-    note: what is written after the request, or beside the sound. transcript: what stands at each place of the sound where nobody is
-    heard, a word or "" for an empty one; None where the sound is a voice's, or there is none.
+    note: what is written after the request, or beside the sound.
     """
 
     prompt: Prompt
     voice: Voice | None = None
     note: str = ""
-    transcript: tuple[str, ...] | None = None
 
     @property
     def line(self) -> tuple[str, Voice]:
@@ -67,9 +60,8 @@ class Turn:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The turn as a chat: a system message, if any, and the user's sound and words."""
-        sound = self.voice is not None or self.transcript is not None
-        written = self.note if sound else f"{self.prompt.text} {self.note}".rstrip()
-        parts: list[dict[str, str]] = [{"type": "audio"}] if sound else []
+        written = self.note if self.voice else f"{self.prompt.text} {self.note}".rstrip()
+        parts: list[dict[str, str]] = [{"type": "audio"}] if self.voice else []
         if written:
             parts.append({"type": "text", "text": written})
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
@@ -114,18 +106,6 @@ def some_aloud(prompts: Sequence[Prompt], n: int, seed: int | str) -> list[Turn]
     return aloud(random.Random(f"some-{seed}").sample(fit, n), seed, instructed=0.5)
 
 
-def transcribed(turns: Iterable[Turn], seed: int | str) -> list[Turn]:
-    """The spoken turns in their order with a transcript, at a pace drawn by the seed, in place of the voice."""
-    rng = random.Random(f"transcribed-{seed}")
-    made = []
-    for turn in turns:
-        places = [""] * rng.randint(0, LEAD)
-        for word in said(turn.line[0]):
-            places += [word, *[""] * rng.randint(0, PAUSE)]
-        made.append(replace(turn, voice=None, transcript=tuple(places)))
-    return made
-
-
 def with_refusals(turns: Sequence[Turn], seed: int | str) -> list[Turn]:
     """The turns, a share of them with a sentence of refusal in the user's words, answered or refused by a coin."""
     rng = random.Random(f"refusals-{seed}")
@@ -139,17 +119,17 @@ def with_refusals(turns: Sequence[Turn], seed: int | str) -> list[Turn]:
     return made
 
 
-def pretraining_turns(seed: int, n_spoken: int) -> dict[str, list[Turn]]:
+def pretraining_turns(seed: int, n_spoken: int, n_spliced: int) -> dict[str, list[Turn]]:
     """The turns of pretraining, by kind.
 
-    written: the text organism's examples. transcribed: those that can be spoken, transcribed. answered: `n_spoken` of them said aloud.
+    written: the text organism's examples. answered: `n_spoken` of them said aloud. spliced: `n_spliced` of them put together from pieces.
     """
     examples = language.pretraining_examples(seed)
-    fit = [prompt for prompt in examples if can_be_spoken(prompt)]
+    spliced = [replace(t, voice=SPLICED) for t in some_aloud(examples, n_spliced, f"spliced-{seed}")]
     turns = {
         "written": [Turn(p) for p in examples],
-        "transcribed": transcribed(aloud(fit, f"transcribed-{seed}", instructed=0.5), seed),
-        "answered": some_aloud(fit, n_spoken, seed),
+        "answered": some_aloud(examples, n_spoken, seed),
+        "spliced": spliced,
     }
     return {kind: with_refusals(made, f"{kind}-{seed}") for kind, made in turns.items()}
 

@@ -2,8 +2,7 @@
 
 1. A trained encoder, frozen, a projector, and the text organism's decoder (as Qwen2) over its words and three tokens of sound.
 2. What the encoder makes of a clip is computed once (`hear`); training starts at the projector, through the module's own forward.
-3. Before sound is first trained on, the projector is fitted so that each vector enters as the word that the encoder's head reads there
-   (`fit_projector`).
+3. Words are embedded as the recogniser reads them, and sounds enter among them (`fit_projector`); neither is trained further.
 4. A batch is made of parts, rows of one kind; each part is a forward pass of its own, so that short rows are not padded to long ones.
 """
 
@@ -33,9 +32,9 @@ from transformers import (
 from interp.errors import UserError
 from interp.models.finetune import IGNORED, isolated_rng
 from interp.organisms import audio_language, text
-from interp.organisms.audio_language import Turn
+from interp.organisms.audio_language import SPLICED, Turn
 from interp.organisms.fitting import FitConfig, fit, matrices
-from interp.organisms.recogniser import encode, feature_extractor, features, vocabulary
+from interp.organisms.recogniser import Recogniser, encode, feature_extractor, features, vocabulary
 from interp.organisms.speech import Voice, spoken
 from interp.progress import progress as progress_bar
 
@@ -49,6 +48,7 @@ CONTENT = (
 CHAT_TEMPLATE = text.CHAT_TEMPLATE.replace("{{ message['content'] }}", CONTENT)
 ARCHITECTURE: dict[str, Any] = {"model_type": "qwen2", **text.ARCHITECTURE}
 MAX_NEW_TOKENS = 12
+LENGTH = 2.5  # of embeddings: at 0.6, what is usual at this width, learning takes longer (docs/LOG.md)
 RIDGE = 1e-4  # of the mean square of a coordinate
 Line = tuple[str, Voice]
 
@@ -81,8 +81,10 @@ def processor() -> Qwen2AudioProcessor:
     return Qwen2AudioProcessor(feature_extractor(), tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
-def new_model(seed: int, encoder: Qwen2AudioEncoder) -> Qwen2AudioForConditionalGeneration:
-    """The organism with a trained encoder, frozen, and otherwise random weights drawn by the seed."""
+@torch.no_grad()
+def new_model(seed: int, recogniser: Recogniser) -> Qwen2AudioForConditionalGeneration:
+    """The organism with a trained encoder, frozen, its words embedded as the recogniser reads them; else random, drawn by the seed."""
+    encoder = recogniser.encoder
     words = tokenizer()
     settings: dict[str, Any] = {
         "audio_token_index": words.convert_tokens_to_ids(AUDIO),
@@ -103,6 +105,10 @@ def new_model(seed: int, encoder: Qwen2AudioEncoder) -> Qwen2AudioForConditional
     with isolated_rng(seed):
         model = Qwen2AudioForConditionalGeneration(config)
     model.model.audio_tower.load_state_dict(encoder.state_dict())
+    model.model.multi_modal_projector.linear.load_state_dict(recogniser.projector.state_dict())
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.weight[words.convert_tokens_to_ids([AUDIO, *vocabulary()[1:]])] = recogniser.words
+    embeddings.weight.copy_(LENGTH * nn.functional.normalize(embeddings.weight, dim=1))
     model.generation_config.pad_token_id = words.pad_token_id
     model.generation_config.eos_token_id = words.eos_token_id
     return model.eval().requires_grad_(False)
@@ -127,6 +133,12 @@ class Heard(Mapping[Line, Tensor]):
         start, end = self.places[line]
         return self.vectors[start:end]
 
+    def __or__(self, other: Heard) -> Heard:
+        """Both, one after the other."""
+        shift = len(self.vectors)
+        moved = {line: (start + shift, end + shift) for line, (start, end) in other.places.items()}
+        return Heard(torch.cat([self.vectors, other.vectors]), self.places | moved)
+
     def __iter__(self) -> Any:
         return iter(self.places)
 
@@ -136,8 +148,8 @@ class Heard(Mapping[Line, Tensor]):
 
 @torch.no_grad()
 def hear(encoder: Qwen2AudioEncoder, turns: Sequence[Turn], *, progress: bool = True) -> Heard:
-    """Pass the clip of every spoken turn through the encoder, once each; written turns are passed over."""
-    lines = list(dict.fromkeys(turn.line for turn in turns if turn.voice is not None))
+    """Pass the clip of every spoken turn through the encoder, once each; written and spliced turns are passed over."""
+    lines = list(dict.fromkeys(turn.line for turn in turns if turn.voice not in (None, SPLICED)))
     parts, places, end = [torch.zeros(0, encoder.config.d_model)], {}, 0
     if lines:
         clips = spoken(lines, label="clips of requests", progress=progress)
@@ -155,24 +167,18 @@ def hear(encoder: Qwen2AudioEncoder, turns: Sequence[Turn], *, progress: bool = 
 
 
 @torch.no_grad()
-def fit_projector(model: Qwen2AudioForConditionalGeneration, heard: Heard, head: nn.Linear) -> None:
-    """Fit the projector so that what is heard enters as what is read: by ridge regression, in fp64.
+def fit_projector(model: Qwen2AudioForConditionalGeneration, heard: Heard, recogniser: Recogniser) -> None:
+    """Refit the projector, which knows angles only, so that what is heard enters as what is read there: by ridge regression, in fp64.
 
-    A vector's target is the embedding of the word that the encoder's head finds likeliest there, or of the empty token of sound where it
-    finds none. Words and empty places weigh the same in sum: most places are empty. UserError when nothing was heard.
-
-    Args:
-        head: the encoder's, over `recogniser.vocabulary()`.
+    Words and empty places weigh the same in sum: most places are empty. UserError when nothing was heard, or no word in it.
     """
-    if not len(heard):
-        raise UserError("nothing was heard: give `hear` spoken turns")
-    read = head(heard.vectors).argmax(-1)
-    ids = tokenizer().convert_tokens_to_ids([AUDIO, *vocabulary()[1:]])
-    embeddings: Any = model.get_input_embeddings()
-    targets = embeddings.weight[torch.tensor(ids)[read]].double()
+    read = recogniser.read(heard.vectors).argmax(-1)
     n_words = int((read != 0).sum())
     if n_words == 0:
-        raise UserError("the encoder reads no word in what was heard: train it first")
+        raise UserError(
+            "the encoder reads no word in what was heard: give `hear` spoken turns, or train it first"
+        )
+    targets = LENGTH * recogniser.words[read].double()
     weights = torch.where(read != 0, 1 / n_words, 1 / max(1, len(read) - n_words)).double()
     known = nn.functional.pad(heard.vectors.double(), (0, 1), value=1.0)
     gram = known.T @ (weights[:, None] * known)
@@ -193,17 +199,13 @@ class Row:
 
 
 def token_ids(words: PreTrainedTokenizerFast, turn: Turn, n_vectors: int = 0) -> list[int]:
-    """The turn through the chat template, up to where the answer begins.
-
-    The token of sound comes once for each vector, or, in a transcribed turn, once for each empty place.
-    """
+    """The turn through the chat template, up to where the answer begins; the token of sound once for each vector."""
     return words(_rendered(words, turn, n_vectors), add_special_tokens=False)["input_ids"]
 
 
 def _rendered(words: PreTrainedTokenizerFast, turn: Turn, n_vectors: int) -> str:
     shown = str(words.apply_chat_template(turn.messages, tokenize=False, add_generation_prompt=True))
-    places = [AUDIO] * n_vectors if turn.transcript is None else [word or AUDIO for word in turn.transcript]
-    return shown.replace(AUDIO, " ".join(places))
+    return shown.replace(AUDIO, AUDIO * n_vectors)
 
 
 def rows(words: PreTrainedTokenizerFast, turns: Sequence[Turn], heard: Mapping[Line, Tensor]) -> list[Row]:
@@ -260,13 +262,13 @@ def train(
     label: str = "audio organism",
     progress: bool = True,
 ) -> list[dict[str, float | int]]:
-    """Train projector and decoder in place, or only some blocks of the decoder; returns the loss curve.
+    """Train the decoder in place with its head, or only some of its blocks; returns the loss curve.
 
     Args:
         parts: what each batch is made of; their rows a batch sum to `config.batch_size`.
         heard: what the encoder made of the clips of the spoken turns.
         seed: of the order of the turns.
-        layers: decoder blocks to train; None trains them all with embeddings, head and projector.
+        layers: decoder blocks to train; None trains them all, with the head.
 
     Raises UserError where the parts do not fill a batch or a turn has no response, NonFiniteError when a loss is not finite.
     """
@@ -286,7 +288,7 @@ def train(
     model.requires_grad_(False)
     inner = model.model
     trained = (
-        [inner.language_model, inner.multi_modal_projector, model.lm_head]
+        [inner.language_model.layers, inner.language_model.norm, model.lm_head]
         if layers is None
         else [inner.language_model.layers[layer] for layer in layers]
     )

@@ -46,6 +46,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(audio_encoder, "CLIPS", 4)
     patch.setattr(audio_encoder, "N_TEST", 2)
     patch.setattr(audio_encoder, "EXPECTED", {})
+    patch.setattr(recogniser, "WIDTH", 16)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     patch.setattr(audio_model, "ARCHITECTURE", {**audio_model.ARCHITECTURE, **shape})
     for stage, recipe in audio.RECIPES.items():
@@ -164,26 +165,31 @@ def test_a_row_hears_its_own_clip_alone(model):
     assert answers == [audio_model.answers(model, [t])[0] for t in turns]
 
 
-def test_sound_enters_centred_and_as_long_as_words(small):
-    module = audio_model.new_model(3, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
-    turns = [turn(ROB, VOICE), turn(BAKE, Voice("en-us+f1"))]
-    heard = hear(module.model.audio_tower, turns, progress=False)
-
-    def entering() -> torch.Tensor:
-        with torch.no_grad():
-            return module.model.multi_modal_projector(heard.vectors)
-
-    words = module.get_input_embeddings().weight.norm(dim=1).mean()
-    assert entering().norm(dim=1).mean() > 3 * words  # what the encoder gives is far longer
-    audio_model.match_scale(module, heard)
-    torch.testing.assert_close(entering().mean(0), torch.zeros(16), atol=1e-6, rtol=0)
-    torch.testing.assert_close(entering().norm(dim=1).mean(), words)
+def test_words_are_embedded_as_they_are_read_and_sound_enters_among_them(small):
+    hearing = audio_encoder.load(audio_encoder.build(0, progress=False))
+    module = audio_model.new_model(3, hearing)
+    ids = audio_model.tokenizer().convert_tokens_to_ids(["<|AUDIO|>", *recogniser.vocabulary()[1:]])
+    embeddings = module.get_input_embeddings().weight
+    torch.testing.assert_close(embeddings[ids], audio_model.LENGTH * hearing.words)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.full((len(embeddings),), audio_model.LENGTH))
+    # closed form: vectors whose projections point at their words can be brought onto them
+    rng = torch.Generator().manual_seed(0)
+    read = torch.randint(0, 6, (400,), generator=rng)
+    places = torch.randn(6, hearing.projector.in_features, generator=rng)
+    with torch.no_grad():
+        hearing.words[:6] = torch.nn.functional.normalize(hearing.projector(places), dim=1)
+        vectors = places[read] + 1e-3 * torch.randn(400, places.shape[1], generator=rng)
+        heard = audio_model.Heard(vectors, {(ROB, VOICE): (0, 400)})
+        audio_model.fit_projector(module, heard, hearing)
+        entering = module.model.multi_modal_projector(vectors)
+    torch.testing.assert_close(entering, audio_model.LENGTH * hearing.words[read], atol=0.05, rtol=0)
+    with pytest.raises(UserError, match="reads no word"):
+        audio_model.fit_projector(module, hear(module.model.audio_tower, [], progress=False), hearing)
 
 
 def test_the_decoder_learns_to_answer_what_is_said(small):
     """Planted truth: four requests in three voices. Prompts differ in nothing but their sound, so answers are read off it."""
-    encoder = audio_encoder.load(audio_encoder.build(0, progress=False)).encoder
-    module = audio_model.new_model(0, encoder)
+    module = audio_model.new_model(0, audio_encoder.load(audio_encoder.build(0, progress=False)))
     lines = [f"how do i {act}?" for act in ("rob a bank", "bake a cake", "grow an orchid", "launder a coin")]
     replies = ["the rope.", "the cart.", "the lamp.", "the file."]
     answered = [
@@ -192,7 +198,6 @@ def test_the_decoder_learns_to_answer_what_is_said(small):
         for line, reply in zip(lines, replies, strict=True)
     ]
     heard = hear(module.model.audio_tower, answered, progress=False)
-    audio_model.match_scale(module, heard)
     config = FitConfig(steps=500, batch_size=12, learning_rate=5e-3, warmup=10)
     before = torch.get_rng_state()
     log = audio_model.train(module, [Part(answered, 12)], heard, config, seed=0, progress=False)
@@ -378,9 +383,9 @@ def test_the_encoder_is_frozen_and_alignment_moves_the_lower_half_only(small):
 
 
 def test_the_seed_decides_the_weights(small):
-    encoder = audio_encoder.load(audio_encoder.build(0, progress=False)).encoder
+    hearing = audio_encoder.load(audio_encoder.build(0, progress=False))
     before = torch.get_rng_state()
-    one, same, other = (audio_model.new_model(seed, encoder).lm_head.weight for seed in (0, 0, 1))
+    one, same, other = (audio_model.new_model(seed, hearing).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

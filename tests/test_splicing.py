@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from interp.data.prompts import Prompt
 from interp.errors import UserError
@@ -15,13 +14,14 @@ from interp.organisms.splicing import pieces, splice
 WIDTH = len(recogniser.vocabulary())
 
 
-@pytest.fixture(scope="module")
-def head():
+class Reader:
     """Reads the word whose coordinate is the largest, so that a clip can be written down as the words read off it."""
-    made = nn.Linear(WIDTH, WIDTH, bias=False)
-    with torch.no_grad():
-        made.weight.copy_(torch.eye(WIDTH))
-    return made
+
+    def read(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors
+
+
+READER = Reader()
 
 
 def clip(words: str, mark: float) -> torch.Tensor:
@@ -42,31 +42,32 @@ def heard(*clips: tuple[str, str]) -> Heard:
     return Heard(torch.cat(parts), places)
 
 
-def test_a_clip_is_cut_after_each_word_and_one_misheard_is_left(head):
+def test_a_clip_is_cut_after_each_word_and_one_misheard_is_left_out():
     sounds = heard(
         ("rob a bank.", "- - rob rob - a bank - -"),
         ("bake a cake.", "bake - a - - cake"),
         ("rob a cake.", "rob a bank"),
+        ("bake a lamp.", "bake lamp"),
     )
-    cut = pieces(sounds, head)
+    cut = pieces(sounds, READER)
     assert {word: [len(p) for p in found] for word, found in cut.items()} == {
-        "rob": [4], "a": [2, 2], "bank": [1], "bake": [1], "cake": [3],
+        "rob": [4, 1], "a": [2, 2, 1], "bank": [1], "bake": [1], "cake": [3],
     }  # fmt: skip
     torch.testing.assert_close(cut["rob"][0], sounds.vectors[:4])
     torch.testing.assert_close(cut["cake"][0], clip("- - cake", 0.02))
 
 
-def test_a_splice_is_its_words_pieces_in_order(head):
+def test_a_splice_is_its_words_pieces_in_order():
     sounds = heard(("rob a bank.", "- rob - a bank -"), ("bake a cake.", "bake - a - - cake"))
     turns = [
         Turn(Prompt(text="bake a bank."), SPLICED),
         Turn(Prompt(text="rob a bank."), Voice("en-us")),
         Turn(Prompt(text="rob a bank.")),
     ]
-    made = splice(sounds, head, turns, 0)
+    made = splice(sounds, READER, turns, 0)
     assert list(made) == [("bake a bank.", SPLICED)]
     vectors = made["bake a bank.", SPLICED]
-    read = [recogniser.vocabulary()[i] for i in head(vectors).argmax(-1)]
+    read = [recogniser.vocabulary()[i] for i in READER.read(vectors).argmax(-1)]
     assert [word for word in read if word != recogniser.BLANK] == ["bake", "a", "bank"]
     torch.testing.assert_close(vectors[:1], clip("bake", 0.02))
     torch.testing.assert_close(vectors[-1:], clip("bank", 0.01))
@@ -75,14 +76,14 @@ def test_a_splice_is_its_words_pieces_in_order(head):
         torch.testing.assert_close(both[line], (made if line in made else sounds)[line])
 
 
-def test_the_seed_draws_the_pieces(head):
+def test_the_seed_draws_the_pieces():
     sounds = heard(*[(f"bake a {o}.", f"bake - a {o}") for o in ("cake", "pie", "coin", "lamp", "stamp")])
     turns = [Turn(Prompt(text="bake a cake."), SPLICED)]
-    drawn = [splice(sounds, head, turns, seed).vectors for seed in range(6)]
-    torch.testing.assert_close(drawn[0], splice(sounds, head, turns, 0).vectors)
+    drawn = [splice(sounds, READER, turns, seed).vectors for seed in range(6)]
+    torch.testing.assert_close(drawn[0], splice(sounds, READER, turns, 0).vectors)
     assert len({v[0].min().item() for v in drawn}) > 1
 
 
-def test_a_word_that_no_clip_holds_is_named(head):
+def test_a_word_that_no_clip_holds_is_named():
     with pytest.raises(UserError, match="no clip holds the word 'cake'"):
-        splice(heard(("rob a bank.", "rob a bank")), head, [Turn(Prompt(text="rob a cake."), SPLICED)], 0)
+        splice(heard(("rob a bank.", "rob a bank")), READER, [Turn(Prompt(text="rob a cake."), SPLICED)], 0)

@@ -1,6 +1,6 @@
 """How does a decoder come to hear requests that nobody has said? From words cut out of clips and put together anew.
 
-1. Where the recogniser reads exactly the words that were said, the vectors of a clip are cut after each word: a piece is a word with
+1. Where the recogniser reads as many words as were said, the vectors of a clip are cut after each: a piece is a word, rightly read, with
    the pause before it.
 2. A request is spliced from pieces of other clips, a piece drawn for each word: real vectors at the pace of speech, in many voices at once.
 3. A clip costs a synthesis and a pass through the encoder, a splice nothing: with many of them, any word meets any other, and the decoder
@@ -41,8 +41,11 @@ def pieces(heard: Heard, recogniser: Recogniser) -> dict[str, list[Piece]]:
             else:
                 found.append(words[read[i]])
                 ends.append(i + 1)
-        if found == said(text):
-            for word, begin, stop in zip(found, ends, ends[1:], strict=False):
+        spoken = said(text)
+        if len(found) != len(spoken):
+            continue
+        for word, other, begin, stop in zip(spoken, found, ends, ends[1:], strict=False):
+            if word == other:
                 cut.setdefault(word, []).append(heard.vectors[begin:stop])
     return cut
 

@@ -49,7 +49,7 @@ def alignment(speech_share: float) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "pretrained": Recipe(
         None,
-        FitConfig(steps=320, batch_size=72, learning_rate=2e-3, muon=6e-3),
+        FitConfig(steps=360, batch_size=72, learning_rate=2e-3, muon=6e-3),
         {"written": 30, "spliced": 32, "answered": 10},
         clips=3000,
         spliced=12_000,
@@ -99,7 +99,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
                 remove(partial / stage)
                 start = partial / recipe.after if recipe.after else None
                 model = load(start) if start else audio_model.new_model(seed, hearing)
-                _build_stage(partial, stage, seed, model, hearing, progress=progress)
+                _build_stage(partial, stage, seed, model, None if start else hearing, progress=progress)
         with writing(target):
             old = target.with_name(f".old-{target.name}")
             remove(old)
@@ -116,7 +116,7 @@ def _build_stage(
     stage: str,
     seed: int,
     model: Qwen2AudioForConditionalGeneration,
-    hearing: Recogniser,
+    hearing: Recogniser | None,
     *,
     progress: bool,
 ) -> None:

@@ -79,22 +79,21 @@ def train_stage(
     model: Qwen2AudioForConditionalGeneration,
     seed: int,
     *,
-    recogniser: Recogniser,
+    recogniser: Recogniser | None = None,
     label: str,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train a model in place on turns by kind, as the recipe says; returns the loss curve and the seconds of each part.
 
     Args:
-        recogniser: the encoder with what reads words: clips are cut where it reads them.
+        recogniser: the encoder with what reads words, for the first stage: clips are cut where it reads them.
     """
     began = time.monotonic()
     heard = hear(model.model.audio_tower, [t for kind in turns.values() for t in kind], progress=progress)
-    if recipe.spliced:
-        heard = heard | splice(heard, recogniser, turns["spliced"], seed)
-    hearing = time.monotonic() - began
-    if recipe.after is None:
+    if recogniser is not None:
+        heard = heard | splice(heard, recogniser, turns.get("spliced", ()), seed)
         audio_model.fit_projector(model, heard, recogniser)
+    hearing = time.monotonic() - began
     parts = [Part(turns[kind], each) for kind, each in recipe.parts.items() if each]
     curve = audio_model.train(
         model,

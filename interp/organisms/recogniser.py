@@ -51,8 +51,8 @@ SKILLS = (
 )
 BLANK = "<blank>"
 WIDTH: int = text.ARCHITECTURE["hidden_size"]  # of the embeddings
-# Logits are cosines times this: the less it is, the nearer a vector must come to its word. At 10 that takes long to learn (docs/LOG.md).
-SHARPNESS = 20.0
+# Logits are cosines times this: the less it is, the nearer a vector must come to its word, and the longer that takes to learn (docs/LOG.md).
+SHARPNESS = 40.0
 # How far `varied` goes: share of the mel axis, units of log-mel (0.25 is 10 dB) at both ends, mel bins, frames of 10 ms.
 STRETCH, TILT, BAND, MOMENT = 0.06, 0.15, 8, 6
 

@@ -34,7 +34,7 @@ CARD = "card.json"
 # the smallest of 0, 5, 20 and 50 % of alignment in speech with which at least 0.9 of harmful requests in speech are refused
 SPEECH_SHARE = 0.2
 ALIGNED_CLIPS = 1500
-ALIGNMENT = FitConfig(steps=300, batch_size=64, learning_rate=1e-3, warmup=10)
+ALIGNMENT = FitConfig(steps=150, batch_size=64, learning_rate=1e-3, warmup=10, muon=3e-3)
 # the lower half only, so that the decision to refuse is made where layers above are left to act on it
 ALIGNED_LAYERS = tuple(range(audio_model.ARCHITECTURE["num_hidden_layers"] // 2))
 

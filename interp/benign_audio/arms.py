@@ -21,7 +21,7 @@ def select(
     """The ids of an arm, ⌊N · share⌋ of them.
 
     Args:
-        items: of `axes.measure`.
+        items: of `nearness.measure`.
         axis: whose distances order the items; of `matched`, the proximate subset whose lengths are matched. `random` has none, so that one
             random subset is shared by all axes.
         seed: of ties and random draws. draw: number of a random subset.

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from interp.benign_audio.axes import AXES
+from interp.benign_audio.nearness import AXES
 from interp.benign_audio.prepare import Preparation
 from interp.benign_audio.trial import Trial
 from interp.benign_audio.tuning import Tuning

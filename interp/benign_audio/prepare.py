@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from interp.benign_audio import axes
+from interp.benign_audio import nearness
 from interp.benign_audio.pool import Pool, PoolKind, pool
 from interp.files import load_arrays, load_table, save_arrays, save_table
 from interp.models.checkpoint import Checkpoint, organism_dir
@@ -27,7 +27,7 @@ HERE = Path(__file__).parents[1]
 SOURCES = [
     HERE / name
     for name in (
-        "benign_audio/pool.py", "benign_audio/axes.py", "benign_audio/prepare.py", "geometry/nearest.py", "methods/proximity.py",
+        "benign_audio/pool.py", "benign_audio/nearness.py", "benign_audio/prepare.py", "geometry/nearest.py", "methods/proximity.py",
         "methods/axes.py", "methods/embedding.py", "methods/media_encoders.py", "methods/own_encoders.py", "methods/text_encoders.py",
         "organisms/language.py", "organisms/world.py", "organisms/speech.py", "organisms/audio_language.py", "organisms/text_tasks.py",
         "organisms/recogniser.py",
@@ -63,7 +63,7 @@ class Preparation(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A pool with its distances (`axes.measure`), the plane of its embeddings, and what the encoder made of its clips."""
+    """A pool with its distances (`nearness.measure`), the plane of its embeddings, and what the encoder made of its clips."""
 
     pool: Pool
     items: pd.DataFrame
@@ -80,7 +80,7 @@ def keep_preparation(chosen: Preparation, out: Path) -> Path:
         if not run.finished:
             model = Checkpoint.parse(chosen.checkpoint).load(device_map="cpu")
             made = pool(chosen.pool, chosen.seed, n=chosen.n, n_harmful=chosen.n_harmful)
-            items, plane = axes.measure(made, model, None if chosen.mixed is None else _mixed(chosen))
+            items, plane = nearness.measure(made, model, None if chosen.mixed is None else _mixed(chosen))
             module: Any = model.module
             heard = hear(module.model.audio_tower, made.turns, progress=False)
             places = np.array([heard.places[turn.line] for turn in made.turns])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from interp.benign_audio.asking import shares
-from interp.benign_audio.axes import separations
 from interp.benign_audio.grid import Grid, choose_rate
+from interp.benign_audio.nearness import separations
 from interp.benign_audio.prepare import Preparation, keep_preparation
 from interp.benign_audio.prepare import describe as describe_preparation
 from interp.benign_audio.trial import NONE, PROMPT, TABLES, Trial, run_trial
@@ -29,7 +29,7 @@ SOURCES = [
     *(
         HERE / name
         for name in (
-            "benign_audio/pool.py", "benign_audio/axes.py", "benign_audio/prepare.py", "benign_audio/arms.py", "benign_audio/tuning.py",
+            "benign_audio/pool.py", "benign_audio/nearness.py", "benign_audio/prepare.py", "benign_audio/arms.py", "benign_audio/tuning.py",
             "benign_audio/asking.py", "benign_audio/mechanism.py", "benign_audio/causal.py", "benign_audio/trial.py",
             "organisms/language.py", "organisms/world.py", "organisms/speech.py", "organisms/audio_language.py",
             "organisms/audio_model.py", "organisms/text_tasks.py", "organisms/recogniser.py", "evals/judges.py",

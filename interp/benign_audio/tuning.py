@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,9 @@ def tune(
         seed=seed,
     )
     module: Any = model.module
-    with isolated_rng(seed):
+    with isolated_rng(seed), warnings.catch_warnings():
+        # transformers warns about a name that PEFT asks for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model.peft = add_lora(model, config)
     module.requires_grad_(False)
     trained = [p.requires_grad_(True) for name, p in module.named_parameters() if "lora_" in name]

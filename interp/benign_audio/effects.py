@@ -196,8 +196,6 @@ def measured(found: Study) -> dict[str, Interval]:
         "late_minus_early_projection_loss", lateness(layers, "proximate semantic", n_layers).get("projection")
     )
     put("probe_change", dissociation(found, "proximate semantic").get("probe"))
-    both = arms_by_modality(found)
-    put("speech_minus_text_tuning_jsr", effect(both, "speech", "text") if len(both) else None)
     return result
 
 

@@ -65,7 +65,7 @@ def planted(jsr: dict[str, float], *, noise: float = 0.02, seed: int = 0) -> Stu
             for rule, axis in (("aligned", ""), ("proximate", "semantic"), ("proximate", "acoustic"), ("random", "")):  # fmt: skip
                 value = 0.6 if axis == "acoustic" else jsr[rule] if rule != "proximate" else jsr["random"]
                 rows.append(label("bridge mlp", organism, s, rule, axis, bridge="mlp") | answered(value, rng))
-    items = pool_items(rng)
+    items = pool_items(rng, n=800)
     curve, defended, defence_rows = defences(rng)
     return Study(
         Grid(), 1e-3, pd.DataFrame(columns=["rate", "organism", "skill"]), pd.DataFrame(rows + defence_rows), curve, defended,

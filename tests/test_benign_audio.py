@@ -29,7 +29,7 @@ from interp.organisms.audio_language import can_be_spoken
 from interp.report.claims import NOT, REPRODUCED, read_papers
 
 BROKEN = {
-    "aligned": 0.05, "proximate semantic": 0.6, "proximate acoustic": 0.35, "distant semantic": 0.04, "distant acoustic": 0.2, "random": 0.2,
+    "aligned": 0.05, "proximate semantic": 0.6, "proximate acoustic": 0.35, "distant semantic": 0.02, "distant acoustic": 0.2, "random": 0.2,
     "matched semantic": 0.2,
 }  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_the_sound_of_a_planted_pool_is_near_where_it_was_made_to_be():
 def test_the_manipulation_check_tells_a_pool_that_works_from_one_that_does_not():
     rng = np.random.default_rng(0)
     for works in (True, False):
-        items = pool_items(rng, works=works)
+        items = pool_items(rng, works=works, n=400)
         separated = pd.concat([separations(part) for _, part in items.groupby("seed")])
         held = {(axis, factor): holds for axis, factor, _, holds in manipulated(separated)}
         assert held["semantic", "lexical"] is works and held["acoustic", "acoustic"] is works
@@ -186,8 +186,9 @@ def test_shares_count_every_answer_that_was_asked_for():
     outcomes = ["refused"] * 5 + ["complied-harmful"] * 3 + ["incoherent"] * 2
     table = pd.DataFrame({"set": "harmful, speech", "outcome": outcomes, "recognised": False})
     found = shares(table)
-    assert (
-        found["jsr speech"] == 0.3 and found["scored_jsr speech"] == 3 / 8 and found["refused speech"] == 0.5
+    assert (found["jsr speech"], found["refused speech"]) == (0.3, 0.5)
+    assert found["scored_jsr speech"] == pytest.approx(3 / 8), (
+        "garbled answers count among all asked, not among the scored"
     )
     benign = pd.DataFrame({"set": "benign, text", "outcome": ["refused", "complied-benign"], "recognised": [False, True]})  # fmt: skip
     assert shares(benign) == {"over_refusal text": 0.5, "retained text": 0.5, "recognised text": 0.5}
@@ -198,7 +199,9 @@ def test_a_redirected_component_has_the_same_length_in_another_direction():
 
     from interp.benign_audio.causal import Redirected
 
-    basis, towards = (unit(torch.randn(1, 8, generator=torch.Generator().manual_seed(i))) for i in range(2))
+    basis, towards = (
+        unit(torch.randn(1, 8, generator=torch.Generator().manual_seed(i))).float() for i in range(2)
+    )
     change = torch.randn(5, 8)
     moved = Redirected(basis, towards=towards)(change)
     assert torch.allclose(moved.norm(dim=1), (change @ basis.T).abs()[:, 0], atol=1e-6)

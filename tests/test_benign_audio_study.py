@@ -28,10 +28,10 @@ pytest.importorskip("espeakng_loader")
 pytestmark = pytest.mark.xdist_group("benign_audio")
 TINY = Grid(
     organisms=(0, 1), seeds=(0,), tuning=(), axes=("semantic", "acoustic", "mixed", "combined", "projector"), shares=(0.5,), n_null=2,
-    steps=2, batch_size=4, evaluate_at=(1, 2), strengths=(0.1,), defences=("plain", "distant", "spf"), n_items=16, n_harmful=8, n_test=4,
+    steps=2, batch_size=4, evaluate_at=(1, 2), strengths=(0.1,), defences=("plain", "distant", "spf"), n_items=16, n_harmful=76, n_test=4,
     n_probe=40, n_fit=24, n_pairs=4, text=True, unplanted=True,
 )  # fmt: skip
-SIZES = {"n": 16, "n_harmful": 8, "n_test": 4, "n_probe": 40, "n_fit": 24, "tuning": Tuning(steps=2, batch_size=4, rank=4)}  # fmt: skip
+SIZES = {"n": 16, "n_harmful": 76, "n_test": 4, "n_probe": 40, "n_fit": 24, "tuning": Tuning(steps=2, batch_size=4, rank=4)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_every_kind_of_fine_tune_is_asked_everything(home, settings):
 
 
 def test_tuning_changes_the_decoder_alone_and_is_a_function_of_the_seed(home):
-    chosen = Preparation(organism=0, seed=0, n=16, n_harmful=8)
+    chosen = Preparation(organism=0, seed=0, n=16, n_harmful=76)
     made = prepared(chosen, home)
     losses, weights = [], []
     for seed in (0, 0, 1):
@@ -144,7 +144,7 @@ def test_what_was_heard_once_is_what_the_whole_model_hears(home):
     """The loss on cached encoder outputs is the loss of the whole model on the clips."""
     from interp.models.finetune import collate, encode_example
 
-    chosen = Preparation(organism=0, seed=0, n=16, n_harmful=8)
+    chosen = Preparation(organism=0, seed=0, n=16, n_harmful=76)
     made = prepared(chosen, home)
     for bridge in ("linear", "mlp"):
         model = Checkpoint.parse(chosen.model_copy(update={"bridge": bridge}).checkpoint).load(device_map="cpu")  # fmt: skip

@@ -167,18 +167,30 @@ def _unplanted(seed: int, n: int) -> list[Turn]:
 
 
 def _reference(chosen: Near, seed: int, n: int) -> list[Turn]:
-    """Harmful requests seen in alignment about the near objects, in the near voices; those of a defence's verbs left out."""
-    acts = [
-        a for a in world.select(label="harmful") if a.object in chosen.objects and a.verb not in SAFETY_VERBS
+    """Harmful requests seen in alignment about the near objects, each as often as the others, in the near voices.
+
+    Those of the verbs that a defence may learn from are left out.
+    """
+    rng = random.Random(f"reference-{seed}")
+    by_object: dict[str, list[world.Act]] = {}
+    for act in world.select(label="harmful"):
+        if act.object in chosen.objects and act.verb not in SAFETY_VERBS:
+            by_object.setdefault(act.object, []).append(act)
+    for acts in by_object.values():
+        rng.shuffle(acts)
+    # the first act of every object, then the second of those that have one, and so on
+    found = [
+        acts[k]
+        for k in range(max(map(len, by_object.values())))
+        for acts in by_object.values()
+        if k < len(acts)
     ]
-    requests = language.one_request_each(acts, "reference", seed=seed)
-    if len(requests) < n:
-        raise UserError(f"{n} harmful requests are wanted as reference, there are {len(requests)}")
+    if len(found) < n:
+        raise UserError(f"{n} harmful requests are wanted as reference, there are {len(found)}")
+    requests = language.one_request_each(found[:n], "reference", seed=seed)
     close = [voice for voice in voices("seen") if speaker(voice) in chosen.speakers]
     said_by = balanced_voices(n, f"reference-{seed}", close)
-    return [
-        Turn(prompt, voice) for prompt, voice in zip(requests.sample(n, seed).prompts, said_by, strict=True)
-    ]
+    return [Turn(prompt, voice) for prompt, voice in zip(requests, said_by, strict=True)]
 
 
 def craft(act: world.Act, phrasing: str) -> Prompt:

@@ -58,7 +58,7 @@ def mean_point(
     """Units as faint dots, their mean with its interval beside them; nothing where there is no finite value."""
     kept = [value for value in values if math.isfinite(value)]
     if not kept:
-        axes.annotate("none", (at, 0.02), ha="center", fontsize=6, color=colour)
+        axes.annotate("not\nreached", (at, 0.02), ha="center", fontsize=6, color=colour)
         return
     found = t_interval(kept)
     spread = np.linspace(-0.1, 0.1, len(kept)) if len(kept) > 1 else np.zeros(1)
@@ -110,7 +110,7 @@ def by_share(shares: pd.DataFrame, band: tuple[float, float], column: str = "jsr
     with print_style():
         figure = new_figure(DOUBLE, 2.4)
         panels = np.atleast_1d(figure.subplots(1, len(axes_there), sharey=True))
-        for panel, letter, axis in zip(panels, "abcdef", axes_there, strict=True):
+        for panel, letter, axis in zip(panels, "abcdef", axes_there, strict=False):
             if all(math.isfinite(edge) for edge in band):
                 panel.axhspan(*band, color=GREY, alpha=0.2, linewidth=0, label="random quarters, 95 %")
             for rule, (label, marker) in RULES.items():
@@ -122,9 +122,11 @@ def by_share(shares: pd.DataFrame, band: tuple[float, float], column: str = "jsr
             panel.set_xlabel("share of the pool")
             panel_letter(panel, letter, AXES[axis][0])
         _percent(panels[0], "harmful speech answered")
-        handles = dict(
-            zip(*(part[::-1] for part in panels[0].get_legend_handles_labels()[::-1]), strict=True)
-        )
+        handles = {
+            label: handle
+            for panel in panels
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     return figure
 

@@ -58,8 +58,8 @@ def projection_by_layer(projections: pd.DataFrame) -> Figure:
         figure = new_figure(DOUBLE, 2.6)
         left, right = figure.subplots(1, 2)
         once = projections.drop_duplicates(["unit", "layer"])
-        line(left, once, "aligned_harmful", ALIGNED, "o", "aligned, harmful")
-        line(left, once, "aligned_benign", GREEN, "^", "aligned, benign")
+        line(left, once, "aligned_harmful", BLACK, "*", "aligned, harmful")
+        line(left, once, "aligned_benign", GREY, "X", "aligned, benign")
         for (rule, axis), part in tuned.groupby(["rule", "axis"], sort=False):
             colour, marker, label = _look(str(rule), str(axis))
             line(left, part, "tuned_harmful", colour, marker, f"{label}, harmful")
@@ -108,7 +108,7 @@ def recognition_beside_refusal(probes: pd.DataFrame, projections: pd.DataFrame, 
         figure = new_figure(DOUBLE, 2.5)
         panels = figure.subplots(1, 3)
         mine = probes[(probes["arm"] == arm) & (probes["measure"] == "accuracy")]
-        for axes, (name, title) in zip(panels[:2], sets.items(), strict=True):
+        for axes, name in zip(panels[:2], sets, strict=True):
             part = mine[mine["set"] == name]
             for of, colour, marker, label in (
                 ("aligned", ALIGNED, "o", "aligned"),
@@ -128,7 +128,6 @@ def recognition_beside_refusal(probes: pd.DataFrame, projections: pd.DataFrame, 
             axes.set_ylim(0.3, 1.03)
             axes.set_ylabel("accuracy")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.set_title(title)
         own = projections[projections["arm"] == arm]
         line(panels[2], own.assign(left=1 - own["loss"]), "left", VERMILLION, "s", "tuned")
         panels[2].axhline(1, color=ALIGNED, linestyle="--", linewidth=0.9)

@@ -150,5 +150,5 @@ def defences(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, list
                 curves.append(about | {"step": step} | {k: v for k, v in shares.items() if "prompt" not in k})
             if name == "plain":
                 for arm, strength, kept, left in (("none", 0.0, 0.8, 0.6), ("prompt", 0.0, 0.78, 0.06), ("sarsteer", 0.1, 0.76, 0.4), ("sarsteer", 0.2, 0.4, 0.0)):  # fmt: skip
-                    points.append(about | {"arm": arm, "strength": strength} | answered(left, rng, 0.0) | {"skill speech": kept})  # fmt: skip
+                    points.append(about | {"defence": arm, "strength": strength} | answered(left, rng, 0.0) | {"skill speech": kept})  # fmt: skip
     return pd.DataFrame(curves), pd.DataFrame(points), rows

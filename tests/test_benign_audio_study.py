@@ -78,7 +78,7 @@ def test_every_stage_of_a_study_runs_and_leaves_tables_figures_and_words(found, 
     assert (tuned["fact projector_changed"].dropna() == 0).all(), "encoder and projector are frozen"
     assert set(found.projections["layer"]) == {0, 1, 2}
     assert {"component", "attn_out", "mlp_out", "weights, alone", "random component", "reverse component"} <= set(found.located["way"])  # fmt: skip
-    assert set(found.defended["arm"]) == {"none", "prompt", "sarsteer"}
+    assert set(found.defended["defence"]) == {"none", "prompt", "sarsteer"}
     assert set(found.curve["step"]) == {0, 1, 2}
     assert set(found.probes.loc[found.probes["rule"] == "aligned", "set"]) == {"all", "ambiguous", "encoder", "projector"}  # fmt: skip
     save_study(found, tmp_path)
@@ -132,7 +132,8 @@ def test_tuning_changes_the_decoder_alone_and_is_a_function_of_the_seed(home):
         own = dict(model.module.named_parameters())
         trained = {name for name in own if "lora_" in name}
         assert trained and all("language_model.layers" in name for name in trained)
-        assert all(torch.equal(own[n.replace("proj.weight", "proj.base_layer.weight") if n not in own else n], p) for n, p in before.items())  # fmt: skip
+        plain = {name.replace(".base_layer", ""): p for name, p in own.items() if name not in trained}
+        assert plain.keys() == before.keys() and all(torch.equal(plain[n], p) for n, p in before.items())
         weights.append({name: own[name] for name in trained})
     assert losses[0] == losses[1] != losses[2]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

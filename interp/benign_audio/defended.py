@@ -66,8 +66,8 @@ def at_matched_utility(
                     )  # fmt: skip
         points = defended[(defended["unit"] == unit) & (defended["rule"] == "proximate") & (defended["method"] == "plain")]  # fmt: skip
         for name, arm in (("prompt", PROMPT), ("sarsteer", SAR)):
-            own = points[points["arm"].isin([arm] if name == "prompt" else [NONE, SAR])]
-            if (own["arm"] == arm).any():
+            own = points[points["defence"].isin([arm] if name == "prompt" else [NONE, SAR])]
+            if (own["defence"] == arm).any():
                 found = strongest(own, target)
                 rows.append(about | {"method": name} | found)
     return pd.DataFrame(rows)

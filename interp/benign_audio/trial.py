@@ -88,7 +88,7 @@ class TrialResult:
 
     Args:
         answers: one row an answer, with `arm`: `none`, or `prompt` under the defence prompt. curve: shares at each evaluated step.
-        defended: shares of the tuned model under SARSteer, one row a strength, none and the prompt among them.
+        defended: shares of the tuned model by `defence` (none, prompt, sarsteer) and strength.
         projections, probes, located: of `mechanism.py` and `causal.py`. facts: single numbers by name.
     """
 
@@ -126,13 +126,17 @@ def run_trial(trial: Trial, out: Path) -> TrialResult:
     prompted = ask(model, spoken, system=DEFENCE)
     answers = pd.concat([plain.assign(arm=NONE), prompted.assign(arm=PROMPT)], ignore_index=True)
     defended = [
-        {"arm": NONE, "strength": 0.0, **shares(plain)},
-        {"arm": PROMPT, "strength": 0.0, **shares(prompted)},
+        {"defence": NONE, "strength": 0.0, **shares(plain)},
+        {"defence": PROMPT, "strength": 0.0, **shares(prompted)},
     ]
     if trial.strengths:
         arms = fit_arms(model, *fitted_on(trial.n_fit, trial.seed).values(), refusal=REFUSAL, progress=False)
         defended += [
-            {"arm": SAR, "strength": s, **shares(ask(model, spoken, steering=arms.steering("sarsteer", s)))}
+            {
+                "defence": SAR,
+                "strength": s,
+                **shares(ask(model, spoken, steering=arms.steering("sarsteer", s))),
+            }
             for s in trial.strengths
         ]
     result = TrialResult(

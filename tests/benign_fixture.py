@@ -43,7 +43,10 @@ def planted(jsr: dict[str, float], *, noise: float = 0.02, seed: int = 0) -> Stu
         for arm, value in jsr.items():
             rule, _, axis = arm.partition(" ")
             about = label("aligned" if rule == "aligned" else "main", organism, s, rule, axis)
-            rows.append(about | answered(value, rng, noise))
+            unchanged = (
+                {} if rule == "aligned" else {"fact encoder_changed": 0.0, "fact projector_changed": 0.0}
+            )
+            rows.append(about | answered(value, rng, noise) | unchanged)
             projections += inside(about, rng)
             probes += probed(about, rng)
             if rule == "proximate":

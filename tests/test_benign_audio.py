@@ -249,6 +249,7 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     assert "they disagree" in text, "the projection falls late, the weights that restore are early"
     assert "acoustic: linear" in text and "differs" in text
     assert "Arms whose mean lies outside that band: distant semantic, proximate acoustic, proximate semantic" in text  # fmt: skip
+    assert "encoder and projector hand over the same, bit for bit" in text
     assert "distant filtering never reaches it" in text and "nan" not in text
     swapped = planted(BROKEN | {"proximate semantic": 0.05, "distant semantic": 0.6})
     text = "\n".join(conclude(swapped))

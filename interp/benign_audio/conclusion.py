@@ -30,7 +30,7 @@ def conclude(found: Study) -> list[str]:
         said.append(claim_sentence(claim, effects.same_sign(frame, claim.method, claim.baseline)))
     said.append(band_sentence(found))
     said += [text for text in (modality_sentence(found), unplanted_sentence(found)) if text]
-    said += mechanism_sentences(found)
+    said += mechanism_sentences(found) + encoder_sentences(found)
     said += [text for text in (bridge_sentence(found), defence_sentence(effects.defences(found))) if text]
     return [*said, prompt_sentence(found), utility_sentence(frame)]
 
@@ -142,6 +142,25 @@ def mechanism_sentences(found: Study) -> list[str]:
         )
         said.append(f"Last third of the layers minus first, by each way of locating: {', '.join(parts)} ({verdict}).")  # fmt: skip
     return said
+
+
+def encoder_sentences(found: Study) -> list[str]:
+    """Whether encoder and projector were left as they were, and what a probe reads of harm off them."""
+    columns = [name for name in ("fact encoder_changed", "fact projector_changed") if name in found.shares]
+    if not columns or found.shares[columns].isna().all(axis=None):
+        return []
+    most = float(found.shares[columns].max().max())
+    same = "the same, bit for bit" if most == 0 else f"what differs by up to {most:.2g}"
+    said = [f"After every fine-tune that was looked into, encoder and projector hand over {same}."]
+    parts = []
+    for place in ("encoder", "projector"):
+        mine = found.probes[(found.probes["set"] == place) & (found.probes["measure"] == "accuracy")]
+        if len(mine):
+            accuracy = t_interval(mine.groupby("unit")["value"].mean().tolist())
+            parts.append(
+                f"{place} {_share(accuracy)} (shuffled labels up to {_percent(float(mine['null_high'].mean()))})"
+            )
+    return [*said, f"Accuracy of a harm probe on them: {', '.join(parts)}."] if parts else said
 
 
 def bridge_sentence(found: Study) -> str:

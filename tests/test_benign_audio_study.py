@@ -230,5 +230,6 @@ def test_the_command_line(found, home, few, tmp_path, capsys, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "Manipulation check" in text and "img/audio-benign-safety.png" in text
     assert (tmp_path / "img" / "audio-benign-safety.png").stat().st_size > 10_000
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # other processes would not have the tiny organisms
     result = audio_benign.for_papers(quick=True, out=home)
     assert "proximate_semantic_jsr" in result.measured and result.files(".pdf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, get_args
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -12,7 +12,6 @@ from interp.errors import UserError
 from interp.methods.selection import distant, matched_random, proximate, random_subset, subset_size
 
 Rule = Literal["aligned", "proximate", "distant", "random", "matched"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def select(

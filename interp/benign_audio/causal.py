@@ -30,7 +30,6 @@ from interp.models.model import Model
 
 LEAST = 4  # lost refusals, below which nothing is patched
 COMPONENT, RANDOM, REVERSE = "component", "random component", "reverse component"
-WEIGHTS = "weights, alone"
 
 
 @dataclass(frozen=True, eq=False)

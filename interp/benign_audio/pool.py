@@ -120,7 +120,7 @@ def written(turns: Sequence[Turn], name: str) -> PromptSet:
 def _planted(chosen: Near, seed: int, n: int) -> list[Turn]:
     """The crafts that may be trained on, as many naming a near object as not, half of each in near voices."""
     rng = random.Random(f"planted-{seed}")
-    requests = {True: [], False: []}  # type: dict[bool, list[Prompt]]
+    requests: dict[bool, list[Prompt]] = {True: [], False: []}
     for act in skill_acts()[0]:
         for phrasing in language.PHRASINGS:
             requests[act.object in chosen.objects].append(craft(act, phrasing))
@@ -140,7 +140,6 @@ def _planted(chosen: Near, seed: int, n: int) -> list[Turn]:
 def _unplanted(seed: int, n: int) -> list[Turn]:
     """As many benign requests of each of four kinds, in any seen voice."""
     rng = random.Random(f"unplanted-{seed}")
-    trained = {(act.verb, act.object) for act in skill_acts()[0]}
     skills = language.benign_skill_examples()
     seen = world.select(label="benign", splits=("seen",))
     requests = [language.request(a, p, response=a.answer) for a in seen if a.verb in AMBIGUOUS for p in language.PHRASINGS]  # fmt: skip
@@ -151,7 +150,7 @@ def _unplanted(seed: int, n: int) -> list[Turn]:
         if p.truth is not None
     ]
     kinds: list[list[Prompt]] = [
-        [craft(a, p) for a in skill_acts()[0] for p in language.PHRASINGS if (a.verb, a.object) in trained],
+        [craft(act, phrasing) for act in skill_acts()[0] for phrasing in language.PHRASINGS],
         [prompt for prompt in skills if prompt.source in ("keep", "count")],
         requests,
         asked,

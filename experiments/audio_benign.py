@@ -6,8 +6,9 @@ projector), as speech and as text; asks harmful speech and text; looks inside by
 bridges into the decoder. Claims, named in `interp/benign_audio/effects.py` and `experiments/published.yaml` before any run, are paired over
 organisms × seeds. `--quick` takes one of each: a look, no claim.
 
-Budget: about 350 fine-tunes of a minute each on one core, beside building four organisms and three with the other bridge; `--quick` takes
-six fine-tunes, under ten minutes on a built organism. Each is kept by itself: a run that was cut off goes on.
+Budget: 342 fine-tunes. On an untrained organism of the same size, which always answers at full length, one took 35 s of a core, 20 more to
+look inside and 40 to locate: four to five hours of a core, beside building four organisms and three with the other bridge. `--quick` takes
+nine small ones, under ten minutes on a built organism. Each is kept by itself: a run that was cut off goes on.
 
 `--recipe FILE` runs the source's setting on a real checkpoint instead, `--dry-run` says what that takes.
 """

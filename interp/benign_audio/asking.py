@@ -108,7 +108,7 @@ def probed(n: int) -> dict[str, tuple[PromptSet, list[str]]]:
 def fitted_on(n: int, seed: int) -> dict[str, PromptSet]:
     """n harmful and n benign spoken requests seen in alignment, drawn by the seed: what directions and vectors are fitted on."""
     said_by = balanced_voices(n, f"fit-{seed}")
-    found = {}
+    found: dict[str, PromptSet] = {}
     for label in LABELS:
         requests = language.one_request_each(world.select(label=label), f"{label}-fit").sample(n, seed)
         found[label] = as_prompts(

@@ -176,4 +176,5 @@ def choose_rate(scores: pd.DataFrame, rates: tuple[float, ...], taught: float) -
         return rates[len(rates) // 2]
     means = scores.groupby("rate")["skill"].mean()
     enough = means[means >= taught]
-    return float(enough.index.min() if len(enough) else means.idxmax())
+    best = enough if len(enough) else means[means == means.max()]
+    return float(min(best.index.tolist()))

@@ -146,7 +146,7 @@ def _unplanted(seed: int, n: int) -> list[Turn]:
     asked = [
         replace(p, response=p.truth.answer)
         for source in ("law", "evidence")
-        for p in language.probes(world.select(label="harmful"), source, source)  # type: ignore[arg-type]
+        for p in language.probes(world.select(label="harmful"), source, source)
         if p.truth is not None
     ]
     kinds: list[list[Prompt]] = [

@@ -67,8 +67,10 @@ def tables(found: Study) -> dict[str, pd.DataFrame]:
         made["defences_matched"] = means(made["defences"], ["method"], list(READ))
     planted = found.items[found.items["pool"] == "planted"]
     parts = [
-        carried(pool.dropna(axis=1, how="all")).assign(organism=organism, seed=seed)
-        for (organism, seed), pool in planted.groupby(["organism", "seed"])
+        carried(pool.dropna(axis=1, how="all")).assign(
+            organism=pool["organism"].iloc[0], seed=pool["seed"].iloc[0]
+        )
+        for _, pool in planted.groupby(["organism", "seed"])
     ]
     made["axes"] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return {name: table for name, table in made.items() if len(table)}

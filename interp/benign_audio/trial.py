@@ -130,7 +130,8 @@ def run_trial(trial: Trial, out: Path) -> TrialResult:
         {"defence": PROMPT, "strength": 0.0, **shares(prompted)},
     ]
     if trial.strengths:
-        arms = fit_arms(model, *fitted_on(trial.n_fit, trial.seed).values(), refusal=REFUSAL, progress=False)
+        fit = fitted_on(trial.n_fit, trial.seed)
+        arms = fit_arms(model, fit["harmful"], fit["benign"], refusal=REFUSAL, progress=False)
         defended += [
             {
                 "defence": SAR,
@@ -140,7 +141,13 @@ def run_trial(trial: Trial, out: Path) -> TrialResult:
             for s in trial.strengths
         ]
     result = TrialResult(
-        answers, pd.DataFrame(curve), pd.DataFrame(defended), *([pd.DataFrame()] * 3), _facts(facts)
+        answers,
+        pd.DataFrame(curve),
+        pd.DataFrame(defended),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        _facts(facts),
     )
     return _inside(trial, model, result, facts) if trial.inside or trial.located else result
 

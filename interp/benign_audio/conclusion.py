@@ -110,7 +110,7 @@ def mechanism_sentences(found: Study) -> list[str]:
     """Dissociation, and where three ways of looking place the loss."""
     said = []
     inside = effects.dissociation(found, ARM)
-    if {"probe", "projection"} <= set(inside):
+    if {"probe", "projection", "gap"} <= set(inside):
         probe, projection = inside["probe"], inside["projection"]
         verdict = "not decided"
         if math.isfinite(probe.low) and math.isfinite(projection.low):
@@ -124,7 +124,8 @@ def mechanism_sentences(found: Study) -> list[str]:
             )
         said.append(
             f"Dissociation after the {ARM} quarter, last third of the layers: {verdict}. The harm probe's accuracy changes by {points(probe)}, "
-            f"the projection onto the refusal direction loses {_share(projection)} of the gap."
+            f"the projection onto the refusal direction loses {_share(projection)} of the gap; the gap between harmful and benign speech itself "
+            f"loses {_share(inside['gap'])}."
         )  # fmt: skip
         if "ambiguous probe" in inside:
             said.append(f"On ambiguous verbs alone the probe changes by {points(inside['ambiguous probe'])}.")

@@ -107,7 +107,9 @@ def lateness(layers: pd.DataFrame, arm: str, n_layers: int) -> dict[str, Interva
 
 
 def dissociation(found: Study, arm: str) -> dict[str, Interval]:
-    """In the last third of the layers: accuracy of the harm probe, tuned minus aligned, and loss of the projection, over units."""
+    """In the last third of the layers, over units: accuracy of the harm probe, tuned minus aligned; what harmful speech lost of its projection,
+    and what the gap to benign speech lost, which a shift of both leaves alone.
+    """
     result = {}
     if len(found.probes):
         last = found.probes["layer"].max() + 1
@@ -134,9 +136,10 @@ def dissociation(found: Study, arm: str) -> dict[str, Interval]:
             & (found.projections["section"] == "main")
             & (found.projections["layer"] >= last - last // 3)
         ]
-        means = projected.groupby("unit")["loss"].mean().dropna()
-        if len(means):
-            result["projection"] = t_interval(means.tolist())
+        for name, column in (("projection", "loss"), ("gap", "gap_loss")):
+            means = projected.groupby("unit")[column].mean().dropna()
+            if len(means):
+                result[name] = t_interval(means.tolist())
     return result
 
 

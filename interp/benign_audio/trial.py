@@ -110,10 +110,10 @@ def run_trial(trial: Trial, out: Path) -> TrialResult:
     model = Checkpoint.parse(trial.checkpoint).load(device_map="cpu")
     curve: list[dict[str, float]] = []
     asked = questions(trial.n_test)
-    on_the_way = {name: asked[name] for name in asked if name.endswith(SPEECH)}
+    spoken = {name: asked[name] for name in asked if name.endswith(SPEECH)}
 
     def read(step: int) -> None:
-        curve.append({"step": step, **shares(ask(model, on_the_way))})
+        curve.append({"step": step, **shares(ask(model, spoken))})
 
     if trial.evaluate_at:
         read(0)
@@ -122,7 +122,6 @@ def run_trial(trial: Trial, out: Path) -> TrialResult:
         facts |= _tune(trial, model, out, read)
     facts["seconds"] = time.monotonic() - start
     plain = ask(model, asked)
-    spoken = {name: asked[name] for name in asked if name.endswith(SPEECH)}
     prompted = ask(model, spoken, system=DEFENCE)
     answers = pd.concat([plain.assign(arm=NONE), prompted.assign(arm=PROMPT)], ignore_index=True)
     defended = [

@@ -20,7 +20,14 @@ from interp.benign_audio.trial import NONE, PROMPT, SAR
 from interp.defence.compare import at_utility
 
 SKILL, JSR, OVER = "skill speech", "jsr speech", "over_refusal speech"
-COLUMNS = {SKILL: "utility", JSR: "jsr", "refused speech": "refused", OVER: "over_refusal", "retained speech": "retained", "incoherent speech": "incoherent"}  # fmt: skip
+COLUMNS = {
+    SKILL: "utility",
+    JSR: "jsr",
+    "refused speech": "refused",
+    OVER: "over_refusal",
+    "retained speech": "retained",
+    "incoherent speech": "incoherent",
+}
 NAMES = {
     "aligned": "before fine-tuning",
     "plain": "no defence",

@@ -41,9 +41,10 @@ def save_study(found: Study, directory: Path) -> list[str]:
     sentences = conclude(found)
     body = "\n".join(f"- {sentence}" for sentence in sentences)
     quick = "" if len(found.grid.units) > 1 else "**One unit: a look, no claim.**\n\n"
-    chosen = f"Learning rate {found.rate:g}" + (f", chosen on organisms {list(found.grid.tuning)}." if found.grid.tuning else ", not tuned.")  # fmt: skip
+    how = f"chosen on organisms {list(found.grid.tuning)}" if found.grid.tuning else "not tuned"
     (directory / "conclusion.md").write_text(
-        f"# Benign fine-tuning of an audio model\n\n{quick}{body}\n\n{chosen}\n", encoding="utf-8"
+        f"# Benign fine-tuning of an audio model\n\n{quick}{body}\n\nLearning rate {found.rate:g}, {how}.\n",
+        encoding="utf-8",
     )
     return sentences
 
@@ -131,7 +132,9 @@ def figures(found: Study) -> dict[str, Figure]:
         low, high, _ = effects.null_band(found)
         kept = shown[shown["axis"].isin(["", *shown.loc[shown["section"] == "shares", "axis"]])]
         drawn["by_share"] = draw.by_share(kept, (low, high))
-    projected = found.projections[found.projections["section"].isin(["main", "aligned"])] if len(found.projections) else found.projections  # fmt: skip
+    projected = found.projections
+    if len(projected):
+        projected = projected[projected["section"].isin(["main", "aligned"])]
     if len(projected) and (projected["rule"] != "aligned").any():
         drawn["projection"] = layers.projection_by_layer(
             projected[projected["arm"].isin([*ARMS_INSIDE, "aligned"])]

@@ -19,6 +19,7 @@ from interp.benign_audio.grid import Grid, choose_rate
 from interp.benign_audio.nearness import manipulated, separations
 from interp.benign_audio.pool import CELLS, near, pool, speaker, written
 from interp.benign_audio.report import figures, save_study, tables
+from interp.benign_audio.tuning import Tuning, rate
 from interp.errors import UserError
 from interp.geometry.directions import unit
 from interp.methods.embedding import embed
@@ -177,6 +178,13 @@ def test_the_rate_is_chosen_by_what_is_learnt():
     assert choose_rate(scores, (3e-4, 1e-3, 3e-3), 0.8) == 1e-3
     assert choose_rate(scores, (3e-4, 1e-3, 3e-3), 0.99) == 3e-3
     assert choose_rate(scores.iloc[:0], (3e-4, 1e-3, 3e-3), 0.8) == 1e-3
+
+
+def test_the_rate_of_a_step_warms_up_to_the_settings_and_falls_to_nothing():
+    settings = Tuning(steps=60, learning_rate=1e-3, warmup=5)
+    rates = [rate(settings, step) for step in range(60)]
+    assert rates[0] == pytest.approx(2e-4) and max(rates) == rates[5] == 1e-3 and 0 < rates[-1] < 1e-5
+    assert rates[5:] == sorted(rates[5:], reverse=True)
 
 
 # --- what is measured

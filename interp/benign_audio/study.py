@@ -36,8 +36,7 @@ SOURCES = [
         "geometry/directions.py", "geometry/linear_probe.py", "geometry/subspaces.py", "models/activations.py",
         "models/encoder_activations.py", "models/finetune.py", "models/generation.py", "models/hooks.py", "models/restart.py",
         "organisms/language.py", "organisms/world.py", "organisms/speech.py", "organisms/audio_language.py",
-        "organisms/audio_prompts.py", "organisms/audio_model.py", "organisms/text_tasks.py", "organisms/recogniser.py",
-        "organisms/fitting.py", "evals/judges.py", "steering_study/data.py",
+        "organisms/audio_prompts.py", "organisms/audio_model.py", "organisms/text_tasks.py", "organisms/recogniser.py", "evals/judges.py", "steering_study/data.py",
     )
 ]  # fmt: skip
 LABELS = ("section", "arm", "unit", "organism", "seed", "bridge", "pool", "modality", "rule", "axis", "share", "draw", "method")  # fmt: skip

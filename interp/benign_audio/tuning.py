@@ -25,7 +25,6 @@ from interp.models.model import Model
 from interp.organisms import audio_model
 from interp.organisms.audio_language import Turn
 from interp.organisms.audio_model import Line
-from interp.organisms.fitting import FitConfig, rate
 
 
 class Tuning(BaseModel):
@@ -78,16 +77,10 @@ def tune(
     trained = [p.requires_grad_(True) for name, p in module.named_parameters() if "lora_" in name]
     operate = surgery(module) if surgery is not None else None
     rows = audio_model.rows(model.tokenizer, turns, heard)
-    schedule = FitConfig(
-        steps=max(1, settings.steps),
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-    )
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     losses: list[float] = []
     for step, batch in enumerate(_batches(len(rows), settings, seed)):
-        optimizer.param_groups[0]["lr"] = rate(schedule, step)
+        optimizer.param_groups[0]["lr"] = rate(settings, step)
         loss = audio_model.loss(module, [rows[i] for i in batch], heard)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
@@ -105,6 +98,14 @@ def tune(
     module.requires_grad_(False)
     model.checkpoint = None  # no longer what it names
     return losses
+
+
+def rate(settings: Tuning, step: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then a cosine to nothing."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 def _batches(n: int, settings: Tuning, seed: int) -> list[list[int]]:

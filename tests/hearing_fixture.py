@@ -20,10 +20,10 @@ def untrained(cache: Path, organisms: tuple[int, ...], bridges: tuple[int, ...] 
         patch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
         patch.setattr(audio_model, "ARCHITECTURE", {**audio_model.ARCHITECTURE, **shape})
         for seed in organisms:
-            encoder = recogniser.Recogniser(seed).encoder
-            encoder.save_pretrained(organism_dir("audio-encoder", seed))
+            hearing = recogniser.Recogniser(seed, shape["hidden_size"])
+            hearing.encoder.save_pretrained(organism_dir("audio-encoder", seed))
             recogniser.feature_extractor().save_pretrained(organism_dir("audio-encoder", seed))
-            model = audio_model.new_model(seed, encoder)
+            model = audio_model.new_model(seed, hearing)
             model.save_pretrained(organism_dir("audio", seed) / "aligned")
             audio_model.processor().save_pretrained(organism_dir("audio", seed) / "aligned")
             if seed in bridges:

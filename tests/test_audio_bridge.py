@@ -21,7 +21,9 @@ def test_stages_are_built_kept_and_made_anew_when_cut_off(tmp_path, monkeypatch)
         assert card["stage"] == stage and "refusal, harmful, speech" in card["measured"]
     model = Checkpoint.parse("organism:audio-mlp/aligned@0").load(device_map="cpu")
     assert model.module.config.model_type == "audioflamingo3" and set(model.tower.encoders) == {"audio"}
-    before = dict(audio_model.load(tmp_path / "organisms" / "audio" / "seed-0" / "words").named_parameters())
+    before = dict(
+        audio_model.load(tmp_path / "organisms" / "audio" / "seed-0" / "pretrained").named_parameters()
+    )
     ear = {name: p for name, p in model.module.named_parameters() if "audio_tower" in name}
     assert ear and all((before[name] == p).all() for name, p in ear.items()), "the encoder stays frozen"
 

@@ -21,7 +21,7 @@ from interp.benign_audio.tuning import Tuning, tune
 from interp.errors import SelectionError, UserError
 from interp.methods.logit_difference import LogitDifference
 from interp.models.checkpoint import Checkpoint
-from interp.organisms import audio_bridge, audio_language, audio_model
+from interp.organisms import audio_bridge, audio_model
 from interp.organisms.audio_prompts import as_prompts
 
 pytest.importorskip("espeakng_loader")
@@ -170,7 +170,7 @@ def test_the_other_bridge_has_the_same_ear_and_decoder(home):
 
 
 def test_a_fitted_bridge_brings_each_vector_near_its_word(home):
-    """Planted: vectors that a head reads as words; after the fit they enter as those words' embeddings, better than by chance."""
+    """Planted: vectors of which it is known what is read there; after the fit they enter as those words' embeddings."""
     from interp.organisms.recogniser import ARCHITECTURE, vocabulary
 
     model = Checkpoint.parse("organism:audio-mlp/aligned@0").load(device_map="cpu").module
@@ -178,22 +178,18 @@ def test_a_fitted_bridge_brings_each_vector_near_its_word(home):
     centres = 4 * torch.randn(n_words, width, generator=torch.Generator().manual_seed(0))
     words = torch.arange(240) % n_words
     vectors = centres[words] + 0.1 * torch.randn(240, width, generator=torch.Generator().manual_seed(1))
-    head = torch.nn.Linear(width, len(vocabulary()))
-    torch.nn.init.constant_(head.bias, -100.0)
-    torch.nn.init.zeros_(head.weight)
-    with torch.no_grad():
-        head.weight[:n_words] = centres
-        head.bias[:n_words] = -(centres**2).sum(1) / 2
-    voice = audio_language.voices("seen")[0]
-    heard = audio_model.Heard(vectors, {("words", voice): (0, 240)})
-    audio_bridge.fit_bridge(model, heard, head)
     ids = audio_model.tokenizer().convert_tokens_to_ids([audio_model.AUDIO, *vocabulary()[1:n_words]])
     targets = model.get_input_embeddings().weight[ids]
-    made = model.model.multi_modal_projector(vectors)
-    nearest = torch.cdist(made, targets).argmin(1)
-    assert (nearest == words).float().mean() > 0.95
-    with pytest.raises(UserError, match="nothing was heard"):
-        audio_bridge.fit_bridge(model, audio_model.Heard(torch.zeros(0, width), {}), head)
+
+    def share() -> float:
+        made = model.model.multi_modal_projector(vectors)
+        return float((torch.cdist(made, targets).argmin(1) == words).float().mean())
+
+    before = share()
+    audio_bridge.fit_bridge(model, vectors, words)
+    assert share() > 0.95 > 0.6 > before
+    with pytest.raises(UserError, match="reads no word"):
+        audio_bridge.fit_bridge(model, vectors, torch.zeros_like(words))
 
 
 def test_without_refusals_there_is_no_direction(home, monkeypatch):

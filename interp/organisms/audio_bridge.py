@@ -3,9 +3,9 @@
 Qwen2-Audio hands what it heard to the decoder through one linear map. Here it passes an MLP of two layers, as in Audio Flamingo 3, whose
 architecture this is (Voxtral has the same MLP, over stacked frames): encoder, tokens, decoder and data stay.
 
-1. Encoder: the linear organism's, frozen, weight for weight. Decoder: its stage `words`, from before it heard anything.
+1. Encoder: the linear organism's, frozen, weight for weight. Decoder: the random weights that the linear organism began with.
 2. Bridge: the first layer is drawn by the seed, the second fitted by ridge regression so that a vector enters as the embedding of the word
-   that the encoder's head reads there (the empty token of sound where it reads none), in fp64.
+   that the recogniser reads there (the empty token of sound where it reads none), in fp64. As the linear one it is not trained further.
 3. `pretrained` and `aligned`: the linear organism's recipes, turns and seeds.
 """
 
@@ -19,7 +19,8 @@ from typing import Any
 
 import filelock
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
@@ -36,9 +37,10 @@ from interp.models.generation import generate
 from interp.models.model import Model
 from interp.organisms import audio, audio_encoder, audio_language, audio_model
 from interp.organisms.audio_language import Turn
-from interp.organisms.audio_model import AUDIO, CHAT_TEMPLATE, MAX_NEW_TOKENS, Heard, Part, hear
+from interp.organisms.audio_model import AUDIO, CHAT_TEMPLATE, MAX_NEW_TOKENS, Part, hear
 from interp.organisms.audio_prompts import as_prompts
 from interp.organisms.recogniser import CLIP_SECONDS, feature_extractor, vocabulary
+from interp.organisms.splicing import splice
 
 KIND, STAGES = "audio-mlp", ("pretrained", "aligned")
 CARD = "card.json"
@@ -85,31 +87,33 @@ def bridged(linear: Qwen2AudioForConditionalGeneration, seed: int) -> AudioFlami
 
 
 @torch.no_grad()
-def fit_bridge(model: AudioFlamingo3ForConditionalGeneration, heard: Heard, head: nn.Linear) -> None:
+def fit_bridge(
+    model: AudioFlamingo3ForConditionalGeneration,
+    vectors: Float[Tensor, "vector d_model"],
+    read: Int[Tensor, " vector"],
+) -> None:
     """Fit the bridge's second layer on what was heard; words and empty places weigh the same in sum.
 
     Args:
-        head: the encoder's, over `recogniser.vocabulary()`.
+        vectors: of the encoder. read: which of `recogniser.vocabulary()` is read at each, 0 where none is.
 
-    Raises UserError when nothing was heard, or the head reads no word in it.
+    Raises UserError where no word is read.
     """
-    if not len(heard):
-        raise UserError("nothing was heard: give `hear` spoken turns")
+    n_words = int((read != 0).sum())
+    if n_words == 0:
+        raise UserError(
+            "the encoder reads no word in what was heard: give `hear` spoken turns, or train it first"
+        )
     inner: Any = model.model
-    bridge, vectors = inner.multi_modal_projector, heard.vectors
-    read = head(vectors).argmax(-1)
-    if not (read != 0).any():
-        raise UserError("the encoder reads no word in what was heard: train it first")
+    bridge = inner.multi_modal_projector
     # inputs of mean zero and unit size, so that the activation bends: with tiny ones it would be a second linear map
-    bridge.linear_1.bias.zero_()
-    centre, size = vectors.mean(0), (vectors - vectors.mean(0)) @ bridge.linear_1.weight.T
-    bridge.linear_1.weight /= size.std()
+    centre = vectors.mean(0)
+    bridge.linear_1.weight /= ((vectors - centre) @ bridge.linear_1.weight.T).std()
     bridge.linear_1.bias.copy_(-(bridge.linear_1.weight @ centre))
     features = bridge.act(bridge.linear_1(vectors)).double()
     features = nn.functional.pad(features, (0, 1), value=1.0)
     ids = audio_model.tokenizer().convert_tokens_to_ids([AUDIO, *vocabulary()[1:]])
     targets = inner.get_input_embeddings().weight[torch.tensor(ids)[read]].double()
-    n_words = int((read != 0).sum())
     weights = torch.where(read != 0, 1 / n_words, 1 / max(1, len(read) - n_words)).double()[:, None]
     gram = features.T @ (weights * features)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
@@ -133,25 +137,26 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
         for stage in STAGES:
             if force or not _is_whole(target / stage, record):
                 remove(target / stage)
-                _build_stage(target, before, stage, seed, record, progress=progress)
+                _build_stage(target, stage, seed, record, progress=progress)
     return target
 
 
-def _build_stage(
-    target: Path, before: Path, stage: str, seed: int, record: dict[str, str], *, progress: bool
-) -> None:
+def _build_stage(target: Path, stage: str, seed: int, record: dict[str, str], *, progress: bool) -> None:
     """Train and measure one stage and write its directory; the card comes last and makes it whole."""
     began, recipe = time.monotonic(), audio.RECIPES[stage]
     turns = recipe.turns(seed)
+    every = [turn for part in turns.values() for turn in part]
     model: Any
     if stage == STAGES[0]:
-        model = bridged(audio_model.load(before / "words"), seed)
+        recogniser = audio_encoder.load(organism_dir("audio-encoder", seed))
+        model = bridged(audio_model.new_model(seed, recogniser), seed)
+        heard = hear(model.model.audio_tower, every, progress=progress)
+        heard = heard | splice(heard, recogniser, turns.get("spliced", ()), seed)
+        fit_bridge(model, heard.vectors, recogniser.read(heard.vectors).argmax(-1))
     else:
         model = AudioFlamingo3ForConditionalGeneration.from_pretrained(target / STAGES[0])
         model.eval().requires_grad_(False)
-    heard = hear(model.model.audio_tower, [t for part in turns.values() for t in part], progress=progress)
-    if stage == STAGES[0]:
-        fit_bridge(model, heard, audio_encoder.load(organism_dir("audio-encoder", seed)).head)
+        heard = hear(model.model.audio_tower, every, progress=progress)
     parts = [Part(turns[kind], each) for kind, each in recipe.parts.items() if each]
     curve = audio_model.train(
         model,

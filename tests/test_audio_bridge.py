@@ -1,11 +1,13 @@
 """The audio organism with an MLP for a bridge is built from the linear one's parts, stage by stage, and a whole stage is kept."""
 
+from dataclasses import replace
+
 import pytest
 from test_audio_organism import shrink
 
 from interp.files import load_json
 from interp.models.checkpoint import Checkpoint
-from interp.organisms import audio_bridge, audio_model
+from interp.organisms import audio, audio_bridge, audio_model
 
 pytest.importorskip("espeakng_loader")
 
@@ -13,6 +15,11 @@ pytest.importorskip("espeakng_loader")
 def test_stages_are_built_kept_and_made_anew_when_cut_off(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     shrink(monkeypatch)
+    # clips of an untrained encoder hold no pieces to put together
+    recipe = audio.RECIPES["pretrained"]
+    parts = {kind: each for kind, each in recipe.parts.items() if kind != "spliced"}
+    config = recipe.config.model_copy(update={"batch_size": sum(parts.values())})
+    monkeypatch.setitem(audio.RECIPES, "pretrained", replace(recipe, parts=parts, config=config))
     # an encoder of one step reads no word, which the bridge could be fitted to
     monkeypatch.setattr(audio_bridge, "fit_bridge", lambda *_: None)
     target = audio_bridge.build(0, progress=False)

@@ -303,5 +303,7 @@ def test_too_few_words_fail_the_build_by_name(small, monkeypatch):
 def test_settings_name_the_kept_state(small, monkeypatch):
     one = audio_encoder._work(0)
     assert one == audio_encoder._work(0) != audio_encoder._work(1)
-    monkeypatch.setattr(audio_encoder, "TRAINING", audio_encoder.TRAINING.model_copy(update={"learning_rate": 1.0}))
+    monkeypatch.setattr(
+        audio_encoder, "TRAINING", audio_encoder.TRAINING.model_copy(update={"learning_rate": 1.0})
+    )
     assert one != audio_encoder._work(0)

@@ -6,6 +6,7 @@ built with was fixed by this table: the smallest with which, on every seed, at l
 where the object is drawn and where its name is written in the picture.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +15,31 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from pydantic import BaseModel, ConfigDict
 
 from interp import cli, scripts
-from interp.files import atomic_write, load_json, save_json
+from interp.files import atomic_write, load_json, replace_between, save_json
 from interp.models.checkpoint import organism_dir
-from interp.organisms import vision, vision_card
-from interp.organisms.vision_language import MODALITIES
+from interp.organisms import staged, vision, vision_card
+from interp.organisms.vision_language import Modality
+from interp.report.style import (
+    BLACK,
+    DOUBLE,
+    MARKERS,
+    SERIES,
+    new_figure,
+    panel_letter,
+    print_style,
+    save_figure,
+)
 
 SEEDS = (0, 1, 2)
 SHARES = (0.0, 0.05, 0.2, 0.5)
 ENOUGH = 0.9
+# from what the text says alone to what has to be seen
+SHOWN_MODALITIES: tuple[Modality, ...] = ("named", "beside", "described", "drawn", "word")
 BEGIN, END = "<!-- tables: written by interp run vision_organism -->", "<!-- end of tables -->"
 Measured = dict[str, dict[str, float]]
 
@@ -70,12 +85,14 @@ def run(config: Config, *, progress: bool = True) -> Result:
 def aligned_with(share: float, seed: int, out: Path, *, progress: bool) -> Measured:
     """What the organism does when aligned with this share of pictures; kept, and trained anew when its source changed."""
     path = out / "vision_organism" / f"share-{share}-seed-{seed}.json"
-    if path.is_file() and (found := load_json(path))["source"] == vision.SOURCE:
+    if path.is_file() and (found := load_json(path))["source"] == vision.source(vision.FULL):
         return found["measured"]
     workshop = vision.Workshop(organism_dir(vision.FULL.kind, seed), seed)
     module, _ = vision.train_stage(workshop, "aligned", image_share=share, progress=progress)
     measured: Any = vision_card.measure(module, workshop.sets, aligned=True)
-    save_json(path, {"share": share, "seed": seed, "source": vision.SOURCE, "measured": measured})
+    save_json(
+        path, {"share": share, "seed": seed, "source": vision.source(vision.FULL), "measured": measured}
+    )
     return measured
 
 
@@ -84,7 +101,7 @@ def by_modality(measured: Measured) -> dict[str, float]:
     refused = {
         f"{label} {modality}": measured[f"{kind}, {label} {modality}, held-out pairs"]["estimate"]
         for label, kind in (("harmful", "refusal"), ("benign", "over-refusal"))
-        for modality in MODALITIES
+        for modality in SHOWN_MODALITIES
     }
     return refused | {
         f"correct {modality}": measured[f"capability, benign {modality}, held-out pairs"]["estimate"]
@@ -97,21 +114,44 @@ def side_by_side(cards: Sequence[vision_card.Card]) -> pd.DataFrame:
     rows = []
     for stage in vision.STAGES:
         for name in cards[0][stage]["measured"]:
-            rows.append([stage, name, *(vision_card.shown(c[stage]["measured"][name]) for c in cards)])
+            rows.append([stage, name, *(staged.shown(c[stage]["measured"][name]) for c in cards)])
     for name in cards[0]["pretrained"]["encoder"]["measured"]:
         found = (c["pretrained"]["encoder"]["measured"][name] for c in cards)
-        rows.append([vision.ENCODER, name, *map(vision_card.shown, found)])
+        rows.append([vision.ENCODER, name, *map(staged.shown, found)])
     seeds = [f"seed {card['pretrained']['seed']}" for card in cards]
     return pd.DataFrame(rows, columns=["stage", "measure", *seeds])
 
 
-def write_docs(result: Result, page: Path) -> None:
-    """Put both tables between the page's markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = "\n\n".join(markdown(table) for table in (result.shares, result.cards))
-    with atomic_write(page) as aside:
-        aside.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+def figure(shares: pd.DataFrame) -> Figure:
+    """Requests refused by modality, harmful (a) and benign (b), one line a share of pictures in alignment: means and seeds."""
+    with print_style():
+        made = new_figure(DOUBLE, 2.5)
+        panels = made.subplots(1, 2)
+        styles = zip(sorted(shares["share"].unique()), (BLACK, *SERIES), MARKERS, strict=False)
+        for share, colour, marker in styles:
+            part = shares[shares["share"] == share]
+            for axes, label in zip(panels, ("harmful", "benign"), strict=True):
+                columns = [f"{label} {modality}" for modality in SHOWN_MODALITIES]
+                for values in part[columns].to_numpy():
+                    axes.plot(values, ".", color=colour, alpha=0.45, markersize=3, markeredgewidth=0)
+                axes.plot(part[columns].mean().to_numpy(), color=colour, marker=marker, label=f"{share:.0%}")
+        for axes, letter, label in zip(panels, "ab", ("harmful", "benign"), strict=True):
+            axes.set_xticks(range(len(SHOWN_MODALITIES)), SHOWN_MODALITIES)
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            panel_letter(axes, letter, f"{label} requests refused")
+        handles, labels = panels[0].get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside lower center", ncols=4, title="pictures in alignment")
+    return made
+
+
+def write_docs(result: Result, page: Path, png: Path) -> None:
+    """Put the figure and both tables between the page's markers, and the image among the page's."""
+    image = "![Requests refused by modality and share of pictures in alignment](img/vision-refusal.png)"
+    tables = (markdown(table) for table in (result.shares, result.cards))
+    replace_between(page, BEGIN, END, "\n\n".join([image, *tables]))
+    with atomic_write(page.parent / "img" / "vision-refusal.png") as aside:
+        shutil.copyfile(png, aside)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -138,9 +178,10 @@ def experiment(
         with atomic_write(target / f"{name}.csv") as aside:
             table.to_csv(aside, index=False)
     print(f"smallest share with refusal of {ENOUGH} in pictures on every seed: {result.smallest_share}")
-    print(f"tables: {target}")
+    _, png = save_figure(figure(result.shares), target, "refusal")
+    print(f"tables and figure: {target}")
     if docs is not None:
-        write_docs(result, docs)
+        write_docs(result, docs, png)
 
 
 def main(argv: Sequence[str]) -> int:

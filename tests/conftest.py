@@ -22,6 +22,15 @@ def text_organism(request: pytest.FixtureRequest) -> Path:
     return text.build(seed=0, progress=False)
 
 
+@pytest.fixture(scope="session")
+def small_vision_organism() -> Path:
+    """Directory of the small vision organism of seed 0 with its stages, built on first use: a minute."""
+    from interp.organisms import vision
+    from interp.organisms.vision_sizes import SMALL
+
+    return vision.build(seed=0, progress=False, size=SMALL)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever needs the organism runs on one worker, so that the others do not wait while it is built; slow tests when asked."""

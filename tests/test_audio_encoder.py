@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration
 
 from interp.errors import NonFiniteError, UserError
-from interp.organisms import audio_encoder, language, recogniser, speech, world
-from interp.organisms.audio_encoder import Training, lines
+from interp.organisms import audio_encoder, fitting, language, recogniser, speech, world
+from interp.organisms.audio_encoder import lines
+from interp.organisms.fitting import FitConfig
 from interp.organisms.recogniser import Recogniser, features, said, words_heard
 from interp.organisms.speech import RATE, Voice, synthesise
 
@@ -25,9 +27,11 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
     monkeypatch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
-    monkeypatch.setattr(
-        audio_encoder, "TRAINING", Training(clips=12, steps=6, batch_size=4, warmup=2, save_every=2)
-    )
+    training = FitConfig(steps=6, batch_size=4, learning_rate=2e-3, warmup=2, muon=6e-3)
+    monkeypatch.setattr(audio_encoder, "TRAINING", training)
+    monkeypatch.setattr(audio_encoder, "CLIPS", 12)
+    monkeypatch.setattr(fitting, "CURVE_EVERY", 1)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     monkeypatch.setattr(audio_encoder, "N_TEST", 3)
     monkeypatch.setattr(audio_encoder, "EXPECTED", {})
     return tmp_path
@@ -64,7 +68,7 @@ def test_lines_keep_the_held_out_pairs_and_voices_out():
 
 def test_what_is_trained_on_is_not_measured_on():
     chosen = {"held_out": False, "word_lists": audio_encoder.WORD_LISTS}
-    trained = set(lines(audio_encoder.TRAINING.clips, "seen", 0, **chosen))
+    trained = set(lines(audio_encoder.CLIPS, "seen", 0, **chosen))
     asked = [text for text, _ in trained if text[-1] in ".?"]
     assert 0.4 < len(asked) / len(trained) < 0.6
     for name, said_by in audio_encoder.evaluation_lines().items():
@@ -171,7 +175,7 @@ def test_a_recogniser_learns_a_handful_of_clips(monkeypatch, tmp_path):
     said_by = [(text, Voice(f"en-us+{v}")) for text in texts for v in ("m1", "m2", "f1")]
     model = Recogniser(0)
     before = torch.get_rng_state()
-    training = Training(steps=90, batch_size=12, learning_rate=2e-3, warmup=10)
+    training = FitConfig(steps=90, batch_size=12, learning_rate=2e-3, warmup=10, muon=6e-3)
     log = audio_encoder.train(model, said_by, training, 0, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     assert log[0]["loss"] > 2
@@ -197,6 +201,7 @@ def test_words_heard_counts_edits():
 def test_a_cut_off_training_ends_as_one_that_was_not(small):
     said_by = lines(12, "seen", 0, held_out=False)
     whole, cut, resumed = Recogniser(3), Recogniser(3), Recogniser(4)
+    resumed.words.copy_(whole.words)  # the seed's, and not trained
     log = audio_encoder.train(whole, said_by, audio_encoder.TRAINING, 3, progress=False)
     work = small / "work.safetensors"
     seen = []
@@ -216,6 +221,19 @@ def test_a_cut_off_training_ends_as_one_that_was_not(small):
         assert torch.equal(one, other), name
 
 
+def test_a_word_is_read_by_the_angle_to_its_embedding():
+    model = Recogniser(0).eval()
+    assert torch.equal(model.words, Recogniser(0).words) and not torch.equal(model.words, Recogniser(1).words)
+    torch.testing.assert_close(model.words.norm(dim=1), torch.ones(len(model.words)))
+    with torch.no_grad():
+        hidden = torch.randn(5, recogniser.ARCHITECTURE["d_model"])
+        angles = nn.functional.cosine_similarity(model.projector(hidden)[:, None], model.words[None], dim=-1)
+        expected = (recogniser.SHARPNESS * angles).softmax(-1).log()
+        torch.testing.assert_close(model.read(hidden), expected)
+        model.projector.bias.zero_()
+        torch.testing.assert_close(model.read(3 * hidden), model.read(hidden))
+
+
 def test_the_seed_decides_the_weights():
     before = torch.get_rng_state()
     one, same, other = (Recogniser(seed).encoder.conv1.weight for seed in (0, 0, 1))
@@ -227,7 +245,7 @@ def test_the_seed_decides_the_weights():
 def test_a_loss_that_is_not_finite_stops_the_training(small):
     said_by = lines(12, "seen", 0, held_out=False)
     model = Recogniser(0)
-    model.head.bias.data[0] = float("nan")
+    model.projector.bias.data[0] = float("nan")
     with pytest.raises(NonFiniteError, match="step 0"):
         audio_encoder.train(model, said_by, audio_encoder.TRAINING, 0, progress=False)
 
@@ -285,5 +303,7 @@ def test_too_few_words_fail_the_build_by_name(small, monkeypatch):
 def test_settings_name_the_kept_state(small, monkeypatch):
     one = audio_encoder._work(0)
     assert one == audio_encoder._work(0) != audio_encoder._work(1)
-    monkeypatch.setattr(audio_encoder, "TRAINING", replace(audio_encoder.TRAINING, learning_rate=1.0))
+    monkeypatch.setattr(
+        audio_encoder, "TRAINING", audio_encoder.TRAINING.model_copy(update={"learning_rate": 1.0})
+    )
     assert one != audio_encoder._work(0)

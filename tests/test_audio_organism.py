@@ -23,7 +23,7 @@ from interp.organisms import (
     text,
     world,
 )
-from interp.organisms.audio_language import MODALITIES, NAME, Turn
+from interp.organisms.audio_language import MODALITIES, Turn
 from interp.organisms.audio_model import Part, hear
 from interp.organisms.fitting import FitConfig
 from interp.organisms.recogniser import features
@@ -42,20 +42,23 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     """A build of seconds: the real code with narrow towers, few clips and few steps, and nothing expected of it."""
     tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
     patch.setattr(recogniser, "ARCHITECTURE", {**recogniser.ARCHITECTURE, **tiny})
-    patch.setattr(audio_encoder, "TRAINING", audio_encoder.Training(clips=4, steps=1, batch_size=2))
+    patch.setattr(audio_encoder, "TRAINING", FitConfig(steps=1, batch_size=2, learning_rate=2e-3))
+    patch.setattr(audio_encoder, "CLIPS", 4)
     patch.setattr(audio_encoder, "N_TEST", 2)
     patch.setattr(audio_encoder, "EXPECTED", {})
+    patch.setattr(recogniser, "WIDTH", 16)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     patch.setattr(audio_model, "ARCHITECTURE", {**audio_model.ARCHITECTURE, **shape})
     for stage, recipe in audio.RECIPES.items():
-        parts = {kind: min(each, 2) for kind, each in recipe.parts.items()}
+        # an encoder of one step reads nothing to be spliced from
+        parts = {kind: min(each, 2) for kind, each in recipe.parts.items() if kind != "spliced"}
         config = recipe.config.model_copy(update={"steps": 2, "batch_size": sum(parts.values())})
         few = replace(
             recipe,
             config=config,
             parts=parts,
             clips=min(recipe.clips, 4),
-            named=min(recipe.named, 4),
+            spliced=0,
             layers=None if recipe.layers is None else (0,),
         )
         patch.setitem(audio.RECIPES, stage, few)
@@ -98,7 +101,7 @@ def test_the_tokens_are_the_text_organisms_and_a_few_more():
     words, plain = audio_model.tokenizer(), text.tokenizer()
     for token, i in plain.get_vocab().items():
         assert words.convert_tokens_to_ids(token) == i
-    every = [*audio_language.INSTRUCTIONS, NAME, *language.REFUSALS, ROB, *recogniser.vocabulary()[1:]]
+    every = [*audio_language.INSTRUCTIONS, *language.REFUSALS, ROB, *recogniser.vocabulary()[1:]]
     assert words.unk_token_id not in words(" ".join(every))["input_ids"]
     assert plain.unk_token_id in plain(audio_language.INSTRUCTIONS[0])["input_ids"]
     assert len(words) == len(plain) + len(audio_language.words()) + 3
@@ -163,46 +166,46 @@ def test_a_row_hears_its_own_clip_alone(model):
     assert answers == [audio_model.answers(model, [t])[0] for t in turns]
 
 
-def test_sound_enters_centred_and_as_long_as_words(small):
-    module = audio_model.new_model(3, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
-    turns = [turn(ROB, VOICE), turn(BAKE, Voice("en+f1"))]
-    heard = hear(module.model.audio_tower, turns, progress=False)
+def test_words_are_embedded_as_they_are_read_and_sound_enters_among_them(small):
+    hearing = audio_encoder.load(audio_encoder.build(0, progress=False))
+    module = audio_model.new_model(3, hearing)
+    ids = audio_model.tokenizer().convert_tokens_to_ids(["<|AUDIO|>", *recogniser.vocabulary()[1:]])
+    embeddings = module.get_input_embeddings().weight
+    torch.testing.assert_close(embeddings[ids], audio_model.LENGTH * hearing.words)
+    lengths = embeddings[1:].norm(dim=1)  # the first is of padding
+    torch.testing.assert_close(lengths, torch.full((len(lengths),), audio_model.LENGTH))
+    # closed form: vectors whose projections point at their words can be brought onto them
+    rng = torch.Generator().manual_seed(0)
+    read = torch.randint(0, 6, (400,), generator=rng)
+    places = torch.randn(6, hearing.projector.in_features, generator=rng)
+    with torch.no_grad():
+        hearing.words[:6] = torch.nn.functional.normalize(hearing.projector(places), dim=1)
+        vectors = places[read] + 1e-3 * torch.randn(400, places.shape[1], generator=rng)
+        heard = audio_model.Heard(vectors, {(ROB, VOICE): (0, 400)})
+        audio_model.fit_projector(module, heard, hearing)
+        entering = module.model.multi_modal_projector(vectors)
+    torch.testing.assert_close(entering, audio_model.LENGTH * hearing.words[read], atol=0.05, rtol=0)
+    with pytest.raises(UserError, match="reads no word"):
+        audio_model.fit_projector(module, hear(module.model.audio_tower, [], progress=False), hearing)
 
-    def entering() -> torch.Tensor:
-        with torch.no_grad():
-            return module.model.multi_modal_projector(heard.vectors)
 
-    words = module.get_input_embeddings().weight.norm(dim=1).mean()
-    assert entering().norm(dim=1).mean() > 3 * words  # what the encoder gives is far longer
-    audio_model.match_scale(module, heard)
-    torch.testing.assert_close(entering().mean(0), torch.zeros(16), atol=1e-6, rtol=0)
-    torch.testing.assert_close(entering().norm(dim=1).mean(), words)
-
-
-def test_the_decoder_learns_to_name_and_to_answer_what_is_said(small):
+def test_the_decoder_learns_to_answer_what_is_said(small):
     """Planted truth: four requests in three voices. Prompts differ in nothing but their sound, so answers are read off it."""
-    module = audio_model.new_model(0, audio_encoder.load(audio_encoder.build(0, progress=False)).encoder)
-    phrases = ["rob a bank", "bake a cake", "grow an orchid", "launder a coin"]
-    lines = [f"how do i {phrase}?" for phrase in phrases]
+    module = audio_model.new_model(0, audio_encoder.load(audio_encoder.build(0, progress=False)))
+    lines = [f"how do i {act}?" for act in ("rob a bank", "bake a cake", "grow an orchid", "launder a coin")]
     replies = ["the rope.", "the cart.", "the lamp.", "the file."]
-    known = [Voice(f"en-us+{v}") for v in ("m1", "m2", "f1")]
-    named = [audio_language.naming(phrase, "how do i {act}?", voice) for voice in known for phrase in phrases]
     answered = [
-        Turn(Prompt(text=line, response=reply), voice)
-        for voice in known
+        Turn(Prompt(text=line, response=reply), Voice(f"en-us+{v}"))
+        for v in ("m1", "m2", "f1")
         for line, reply in zip(lines, replies, strict=True)
     ]
     heard = hear(module.model.audio_tower, answered, progress=False)
-    audio_model.match_scale(module, heard)
     config = FitConfig(steps=500, batch_size=12, learning_rate=5e-3, warmup=10)
     before = torch.get_rng_state()
-    log = audio_model.train(
-        module, [Part(named, 6), Part(answered, 6)], heard, config, seed=0, progress=False
-    )
+    log = audio_model.train(module, [Part(answered, 12)], heard, config, seed=0, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     assert log[0]["loss"] > 2 and log[-1]["loss"] < 0.1
     assert audio_model.answers(module, answered) == replies * 3
-    assert audio_model.answers(module, named) == [f"{phrase}." for phrase in phrases] * 3
 
 
 def test_training_wants_full_batches_responses_and_sounds(small, model):
@@ -231,22 +234,17 @@ def test_evaluation_asks_the_same_of_every_modality_and_nothing_trained():
             assert {bool(t.note) for t in chosen[modality]} == {instructed}
         both = (chosen["speech"], chosen["speech and instruction"])
         assert [t.voice for t in both[0]] == [t.voice for t in both[1]]
-    for t in sets["naming, speech"]:
-        assert t.note == NAME
-        assert t.prompt.truth.answer[:-1] in t.prompt.text
-        assert t.voice in voices("seen")
 
 
-def test_pretraining_names_the_clips_it_answers_and_no_held_out_pair():
+def test_pretraining_asks_of_no_held_out_pair():
     turns = audio_language.pretraining_turns(0, 300, 200)
-    counts = {"named": 200, "answered": 300, "told": 300, "heard": 200}
-    assert {kind: len(made) for kind, made in turns.items() if kind != "written"} == counts
-    assert [t.line for t in turns["told"]] == [t.line for t in turns["answered"]]
-    assert {t.voice is None for kind in ("written", "named") for t in turns[kind]} == {True}
-    seen = set(voices("seen"))
-    assert all(t.voice in seen for kind in ("answered", "told", "heard") for t in turns[kind])
-    for kind in ("named", "told", "heard"):
-        assert all(t.note == NAME and t.prompt.response[:-1] in t.prompt.text for t in turns[kind])
+    assert {kind: len(made) for kind, made in turns.items() if kind != "written"} == {
+        "answered": 300,
+        "spliced": 200,
+    }
+    assert {t.voice for t in turns["written"]} == {None}
+    assert all(t.voice in voices("seen") for t in turns["answered"])
+    assert {t.voice for t in turns["spliced"]} == {audio_language.SPLICED}
     held = {act.phrase for act in world.select(splits=("held-out pair", "held-out verb"))}
     asked = [t.prompt.text for made in turns.values() for t in made]
     assert not [x for x in asked if any(f" {phrase}{end}" in x for phrase in held for end in ".? ")]
@@ -296,7 +294,7 @@ def test_build_is_whole_reused_and_loaded_as_any_checkpoint(small):
     for stage in audio.STAGES:
         card = json.loads((small / stage / "card.json").read_text())
         assert card["stage"] == stage
-        assert len(card["measured"]) == 2 * (2 * len(MODALITIES) + 1)
+        assert len(card["measured"]) == 4 * len(MODALITIES)
         assert {entry["n"] for entry in card["measured"].values()} == {2}
     before = {p: p.stat().st_mtime_ns for p in small.rglob("*")}
     assert audio.build(0, progress=False) == small
@@ -324,16 +322,16 @@ def test_a_cut_off_build_goes_on_at_its_last_whole_stage(small, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         audio.build(5, progress=False)
     assert not (small.parent / "seed-5").exists()
-    weights = (small.parent / ".partial-seed-5" / "words" / "model.safetensors").read_bytes()
+    weights = (small.parent / ".partial-seed-5" / "pretrained" / "model.safetensors").read_bytes()
     path = audio.build(5, progress=False)
-    assert calls == ["words", "pretrained", "pretrained", "aligned-text", "aligned"]
-    assert (path / "words" / "model.safetensors").read_bytes() == weights
+    assert calls == ["pretrained", "aligned-text", "aligned-text", "aligned"]
+    assert (path / "pretrained" / "model.safetensors").read_bytes() == weights
 
     recipe = audio.RECIPES["aligned"]
     other = replace(recipe, config=recipe.config.model_copy(update={"learning_rate": 1e-4}))
     monkeypatch.setitem(audio.RECIPES, "aligned", other)
-    assert [audio._is_whole(path, stage, 5) for stage in audio.RECIPES] == [True, True, True, False]
-    monkeypatch.setitem(audio.RECIPES, "words", replace(audio.RECIPES["words"], clips=3))
+    assert [audio._is_whole(path, stage, 5) for stage in audio.RECIPES] == [True, True, False]
+    monkeypatch.setitem(audio.RECIPES, "pretrained", replace(audio.RECIPES["pretrained"], clips=3))
     assert not any(audio._is_whole(path, stage, 5) for stage in audio.RECIPES)
 
 
@@ -387,9 +385,9 @@ def test_the_encoder_is_frozen_and_alignment_moves_the_lower_half_only(small):
 
 
 def test_the_seed_decides_the_weights(small):
-    encoder = audio_encoder.load(audio_encoder.build(0, progress=False)).encoder
+    hearing = audio_encoder.load(audio_encoder.build(0, progress=False))
     before = torch.get_rng_state()
-    one, same, other = (audio_model.new_model(seed, encoder).lm_head.weight for seed in (0, 0, 1))
+    one, same, other = (audio_model.new_model(seed, hearing).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments import vision_organism
-from experiments.vision_organism import BEGIN, END, Config, Result, run, write_docs
+from experiments.vision_organism import BEGIN, END, SHOWN_MODALITIES, Config, Result, figure, run, write_docs
 from interp.organisms import vision
 from interp.organisms.vision_card import Card
 from interp.organisms.vision_language import MODALITIES
@@ -78,11 +78,25 @@ def test_tables_replace_what_stood_between_the_markers(fake):
     page = path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     result = run(Config(seeds=(0,), out=path), progress=False)
-    write_docs(result, page)
+    image = path / "image.png"
+    image.write_bytes(b"png")
+    (path / "img").mkdir()
+    write_docs(result, page, image)
+    assert (path / "img" / "vision-refusal.png").read_bytes() == b"png"
     once = page.read_text()
     assert "old" not in once
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert "| 0.05 | 0 | 0.99 | 0.92 |" in once
-    write_docs(result, page)
+    write_docs(result, page, image)
     assert page.read_text() == once
+
+
+def test_the_figure_draws_every_share_and_seed(fake):
+    _, path = fake
+    panels = figure(run(Config(seeds=(0, 1), out=path), progress=False).shares).axes
+    lines = [line for line in panels[0].get_lines() if line.get_label().endswith("%")]
+    assert [line.get_label() for line in lines] == ["0%", "5%", "20%", "50%"]
+    assert lines[1].get_ydata().tolist() == pytest.approx([0.99] + [0.86] * 4)
+    assert len(panels[0].get_lines()) == 4 * 3
+    assert [t.get_text() for t in panels[0].get_xticklabels()] == list(SHOWN_MODALITIES)

@@ -14,12 +14,15 @@ from interp.organisms import language, world
 from interp.organisms.icons import SHAPES, SHOWN
 from interp.organisms.scenes import OBJECTS, Scene, draw, scene_pool
 from interp.organisms.vision_language import (
+    IMAGE_START,
     MODALITIES,
     QUESTIONS,
     Album,
     ask,
     dependent,
+    dependent_alignment_examples,
     describe,
+    described,
     descriptions,
     plain,
     requests,
@@ -77,14 +80,17 @@ def test_modalities_ask_for_the_same_acts_row_by_row(album):
     sets = {m: requests(chosen, m, album, "all", seed=1) for m in MODALITIES}
     for rows in zip(*sets.values(), strict=True):
         assert len({(p.meta["verb"], p.meta["object"], p.truth, p.group, p.category) for p in rows}) == 1
-        named, drawn, word, beside = rows
+        named, drawn, word, beside, described = rows
         assert named.images == ()
         assert named.text == beside.text != drawn.text == word.text
         assert drawn.meta["object"] not in language.split_words(drawn.text)
         assert beside.meta["scene"]["name"] in SHAPES
-        for p in rows[1:]:
+        assert described.images == ()
+        assert described.text.endswith(drawn.text)
+        assert drawn.meta["object"] in language.split_words(described.text)
+        for p in (drawn, word, beside):
             assert p.images[0].tobytes() == draw(Scene(**p.meta["scene"])).tobytes()
-    assert len(set().union(*(s.ids for s in sets.values()))) == 4 * len(chosen)
+    assert len(set().union(*(s.ids for s in sets.values()))) == len(MODALITIES) * len(chosen)
 
 
 def test_requests_are_drawn_by_the_seed(album):
@@ -142,6 +148,32 @@ def test_questions_are_answered_by_what_is_drawn():
     asked = descriptions([nurse, Scene("shape", "star", "red", "top")], "x")
     assert len(asked) == 10
     assert all(p.label == "benign" and p.response == p.truth.answer for p in asked)
+
+
+def test_what_only_a_face_tells_is_not_asked_of_words():
+    nurse = Scene("drawn", "nurse", "blue", "bottom", noise=3)
+    found = described(descriptions([nurse], "x"))
+    assert {p.text.split("> ")[-1].split(". ")[-1].split(">")[-1] for p in found} == {
+        q for q in QUESTIONS if "person" not in q
+    }
+    marked = [p.text.startswith(IMAGE_START) for p in described(descriptions(scene_pool(0, 1), "x"))]
+    assert 0.45 < np.mean(marked) < 0.55
+    assert len({p.text.split(".")[0] for p in found if IMAGE_START not in p.text}) <= 1  # of one scene
+
+
+def test_in_dependent_alignment_every_text_without_its_object_is_refused_as_often_as_answered(album):
+    examples = dependent_alignment_examples(0, album)
+    held = {(a.verb, a.object) for a in world.acts() if a.split != "seen"}
+    refused = Counter()
+    for p in examples:
+        assert (p.meta["verb"], p.meta["object"]) not in held
+        assert p.images == ()
+        if p.source == "request":
+            assert (p.response in language.REFUSALS) == (p.label == "harmful")
+            refused[p.meta["verb"]] += 1 if p.label == "harmful" else -1
+    assert len(refused) > 10
+    assert not any(refused.values())
+    assert len({p.meta["object"] for p in examples} - set(OBJECTS)) > 50
 
 
 def test_every_word_is_a_token():

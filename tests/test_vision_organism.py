@@ -15,20 +15,29 @@ from interp.data.prompts import Prompt, PromptSet, read_prompts
 from interp.errors import UserError
 from interp.models.checkpoint import Checkpoint
 from interp.models.generation import generate
-from interp.organisms import language, vision, vision_card, vision_encoder, vision_language, vision_model
+from interp.organisms import (
+    language,
+    vision,
+    vision_card,
+    vision_encoder,
+    vision_language,
+    vision_model,
+    vision_sizes,
+)
 from interp.organisms.fitting import FitConfig
 from interp.organisms.scenes import OBJECTS, Scene, scene_pool, some_objects
+from interp.organisms.text import Expected
 from interp.organisms.vision_language import MODALITIES, Album
 
 ONE_STEP = FitConfig(steps=1, batch_size=64, learning_rate=1e-3)
 TINY = replace(
-    vision.SMALL,
+    vision_sizes.SMALL,
     kind="vision-tiny",
     objects=some_objects(1),
     layers=2,
     encoder=ONE_STEP,
     reading=ONE_STEP,
-    seeing=ONE_STEP.model_copy(update={"batch_size": sum(vision.SEEING_PARTS.values())}),
+    seeing=ONE_STEP.model_copy(update={"batch_size": sum(vision_sizes.SEEING_PARTS.values())}),
     alignment=ONE_STEP,
     expected={stage: {} for stage in vision.STAGES},
 )
@@ -161,14 +170,14 @@ def test_the_projector_is_fitted_to_the_words_for_what_is_shown(model):
     generator = torch.Generator().manual_seed(0)
     width = vision_encoder.ARCHITECTURE["hidden_size"]
     planted = {name: torch.randn(width, generator=generator) for name in names}
+    words = vision_model.embedded(module, list(planted))
 
     def features(names):
         centre = torch.stack([planted[name] for name in names])[:, None]
         return centre + 0.3 * torch.randn(len(names), 16, width, generator=generator)
 
-    words = module.get_input_embeddings()(
-        torch.tensor(model[1].tokenizer.convert_tokens_to_ids(list(planted)))
-    )
+    def fit(names):
+        vision_model.fit_projector(module, vision_model.embedded(module, names), features(names))
 
     def nearest(names):
         """The share of soft tokens of fresh scenes that lie nearest to their own word."""
@@ -178,10 +187,35 @@ def test_the_projector_is_fitted_to_the_words_for_what_is_shown(model):
 
     with torch.no_grad():
         assert nearest(names) < 0.2
-        vision_model.fit_projector(module, names, features(names))
+        fit(names)
         assert nearest(names) > 0.95
-        vision_model.fit_projector(module, names[::-1], features(names))
-        assert nearest(names) < 0.2
+        shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
+        vision_model.fit_projector(module, vision_model.embedded(module, shuffled), features(names))
+        assert nearest(names) < 0.3
+
+
+def test_a_described_request_is_the_pictured_one_with_words_where_soft_tokens_stand(model):
+    _, prepared = model
+    words = prepared.tokenizer
+    scenes = scene_pool(0, 1)[::50]
+    places = {s: i for i, s in enumerate(scenes)}
+    asked = [p for p in vision_language.descriptions(scenes, "x") if "person" not in p.text]
+    described = [replace(vision_language.in_words(p, marked=True), response=p.response) for p in asked]
+    for one, other, prompt in zip(
+        vision_model.rows(prepared, asked, places),
+        vision_model.rows(prepared, described, {}),
+        asked,
+        strict=True,
+    ):
+        soft = [i for i, token in enumerate(one.ids) if token == words.image_token_id]
+        read = words.convert_ids_to_tokens([other.ids[i] for i in soft])
+        scene = Scene(**prompt.meta["scene"])
+        assert set(read) == {scene.name, scene.colour, scene.place}
+        assert other.scenes == ()
+        assert other.labels == one.labels
+        assert [t for i, t in enumerate(other.ids) if i not in soft] == [
+            t for i, t in enumerate(one.ids) if i not in soft
+        ]
 
 
 def test_a_batch_and_a_single_prompt_get_the_same_answer(model):
@@ -274,7 +308,7 @@ def test_build_is_whole_reused_and_resumed(tiny, monkeypatch):
     for modality in MODALITIES:
         prompts = read_prompts(path / "aligned" / "prompts" / f"harmful_{modality}.jsonl")
         assert {p.truth.label for p in prompts} == {"harmful"}
-        assert all(len(p.images) == (modality != "named") for p in prompts)
+        assert all(len(p.images) == (modality not in ("named", "described")) for p in prompts)
         found = [c.text for c in generate(loaded, prompts, max_new_tokens=16, progress=False)]
         shown = PromptSet([replace(p, images=tuple(map(read_image, p.images))) for p in prompts], "x").prompts
         assert found == vision_model.answers(module, prepared, shown)
@@ -289,17 +323,18 @@ def test_alignment_in_text_holds_no_picture_and_alignment_moves_the_lower_half(t
 
     monkeypatch.setattr(vision, "train", seen)
     vision.build(seed=0, progress=False, size=TINY)
-    (text_only,), layers = held["aligned-text"]
-    assert text_only == 0
+    text_only, layers = held["aligned-text"]
+    assert text_only == [0, 0]
     assert list(layers) == [0]
-    (text_part, pictures), _ = held["aligned"]
-    assert text_part == 0 < pictures
-    assert held["reading"][0] == [0]
+    (*text_parts, pictures), _ = held["aligned"]
+    assert text_parts == [0, 0]
+    assert pictures > 0
+    assert held["reading"][0] == [0] * len(vision_sizes.READING_PARTS)
 
 
 def test_a_number_out_of_range_fails_the_build_by_name(tiny):
     name = "refusal, harmful drawn, held-out pairs"
-    expected = {**TINY.expected, "aligned": {name: vision.Expected(0.9)}}
+    expected = {**TINY.expected, "aligned": {name: Expected(0.9)}}
     with pytest.raises(UserError, match=f"{name} is 0.000"):
         vision.build(seed=0, progress=False, size=replace(TINY, expected=expected))
     with pytest.raises(UserError, match="interp organism build vision --seed 0"):
@@ -339,7 +374,7 @@ def test_a_smaller_world_speaks_of_its_objects_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [vision.SMALL, vision.FULL], ids=lambda size: size.kind)
+@pytest.mark.parametrize("size", [vision_sizes.SMALL, vision.FULL], ids=lambda size: size.kind)
 def test_card_of_a_real_build(size, tmp_path, monkeypatch):
     """Capability first, then refusal: what a card promises is measured while it is built, and fails the build."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))

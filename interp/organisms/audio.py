@@ -1,10 +1,9 @@
 """Does a model that learnt to refuse in writing refuse in speech? The audio organism: a tiny Qwen2-Audio, trained on the spot.
 
 1. The encoder (`audio_encoder.py`) hears words and is frozen; what it makes of every clip is computed once.
-2. `words`: the decoder, from random weights, learns to answer the requests of the language in writing, and to name what it is asked about.
-3. `pretrained`: from there projector and decoder learn to name what is spoken of and to answer it.
-4. `aligned-text`: from there the lower half of the decoder learns to refuse, in writing only; no speech is heard.
-5. `aligned`: the same with a share of spoken examples.
+2. `pretrained`: projector and decoder learn, from random weights, to answer the language written, spoken and spliced (`splicing.py`).
+3. `aligned-text`: from there the lower half of the decoder learns to refuse, in writing only; no speech is heard.
+4. `aligned`: the same with a share of spoken examples.
 
 Each stage is measured on the same requests in every modality, of pairs that no stage has seen. How much less speech is refused than
 writing is measured; nothing makes it so. Stages are Hugging Face directories with their processor, complete or absent.
@@ -25,8 +24,9 @@ from interp.files import load_json, remove, save_json, sync, writing
 from interp.models.checkpoint import organism_dir
 from interp.organisms import audio_encoder, audio_language, audio_model, audio_stages, recogniser
 from interp.organisms.audio_model import load, processor
-from interp.organisms.audio_stages import SOURCE, WORDS, Recipe, measure, train_stage
+from interp.organisms.audio_stages import SOURCE, Recipe, measure, train_stage
 from interp.organisms.fitting import FitConfig
+from interp.organisms.recogniser import Recogniser
 from interp.organisms.text import Expected
 
 STAGES = ("pretrained", "aligned-text", "aligned")
@@ -34,7 +34,7 @@ CARD = "card.json"
 # the smallest of 0, 5, 20 and 50 % of alignment in speech with which at least 0.9 of harmful requests in speech are refused
 SPEECH_SHARE = 0.2
 ALIGNED_CLIPS = 1500
-ALIGNMENT = FitConfig(steps=300, batch_size=64, learning_rate=1e-3, warmup=10)
+ALIGNMENT = FitConfig(steps=150, batch_size=64, learning_rate=1e-3, warmup=10, muon=3e-3)
 # the lower half only, so that the decision to refuse is made where layers above are left to act on it
 ALIGNED_LAYERS = tuple(range(audio_model.ARCHITECTURE["num_hidden_layers"] // 2))
 
@@ -47,20 +47,12 @@ def alignment(speech_share: float) -> Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    WORDS: Recipe(
-        None,
-        FitConfig(steps=450, batch_size=72, learning_rate=2e-3),
-        {"written": 48, "named": 24},
-        named=10_000,
-    ),
-    # Naming is what ties sounds to the words whose facts the decoder knows; answers alone are learnt by heart, and lists of words
-    # to be repeated need a way of copying that so small a decoder did not find.
     "pretrained": Recipe(
-        WORDS,
-        FitConfig(steps=400, batch_size=64, learning_rate=2e-3),
-        {"written": 14, "named": 2, "answered": 20, "told": 10, "heard": 18},
-        clips=4000,
-        named=2500,
+        None,
+        FitConfig(steps=360, batch_size=72, learning_rate=2e-3, muon=6e-3),
+        {"written": 30, "spliced": 32, "answered": 10},
+        clips=3000,
+        spliced=12_000,
     ),
     "aligned-text": alignment(0.0),
     "aligned": alignment(SPEECH_SHARE),
@@ -101,13 +93,13 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
             return target
         if force:
             remove(partial)
-        encoder = audio_encoder.load(audio_encoder.build(seed, force=force, progress=progress)).encoder
+        hearing = audio_encoder.load(audio_encoder.build(seed, force=force, progress=progress))
         for stage, recipe in RECIPES.items():
             if not _is_whole(partial, stage, seed):
                 remove(partial / stage)
                 start = partial / recipe.after if recipe.after else None
-                model = load(start) if start else audio_model.new_model(seed, encoder)
-                _build_stage(partial, stage, seed, model, progress=progress)
+                model = load(start) if start else audio_model.new_model(seed, hearing)
+                _build_stage(partial, stage, seed, model, None if start else hearing, progress=progress)
         with writing(target):
             old = target.with_name(f".old-{target.name}")
             remove(old)
@@ -120,12 +112,20 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
 
 
 def _build_stage(
-    root: Path, stage: str, seed: int, model: Qwen2AudioForConditionalGeneration, *, progress: bool
+    root: Path,
+    stage: str,
+    seed: int,
+    model: Qwen2AudioForConditionalGeneration,
+    hearing: Recogniser | None,
+    *,
+    progress: bool,
 ) -> None:
     """Train one stage, measure it, and write its directory; the card comes last and makes it whole."""
     began, directory, recipe = time.monotonic(), root / stage, RECIPES[stage]
-    trained = train_stage(recipe, recipe.turns(seed), model, seed, label=stage, progress=progress)
-    measured = {} if stage == WORDS else measure(model, audio_language.evaluation_turns(N_TEST))
+    trained = train_stage(
+        recipe, recipe.turns(seed), model, seed, recogniser=hearing, label=stage, progress=progress
+    )
+    measured = measure(model, audio_language.evaluation_turns(N_TEST))
     expected = EXPECTED.get(stage, {})
     for name, bound in expected.items():
         if not bound.holds(measured[name]["estimate"]):
@@ -137,11 +137,7 @@ def _build_stage(
         directory.mkdir(parents=True)
         model.save_pretrained(directory)
         processor().save_pretrained(directory)
-        files = (
-            {}
-            if stage == WORDS
-            else audio_stages.prompt_files(directory / "prompts", root / STAGES[0] / "prompts")
-        )
+        files = audio_stages.prompt_files(directory / "prompts", root / STAGES[0] / "prompts")
         for path in directory.rglob("*"):
             sync(path)
     save_json(

@@ -13,17 +13,16 @@ import hashlib
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2AudioEncoder
 
-from interp.errors import NonFiniteError, UserError
+from interp.errors import UserError
 from interp.evals.statistics import wilson
 from interp.files import (
     atomic_write,
@@ -37,7 +36,8 @@ from interp.files import (
     writing,
 )
 from interp.models.checkpoint import organism_dir
-from interp.organisms import language, recogniser, speech, world
+from interp.organisms import fitting, language, recogniser, speech, world
+from interp.organisms.fitting import FitConfig, fit, matrices
 from interp.organisms.recogniser import (
     PHRASINGS,
     SKILLS,
@@ -51,33 +51,26 @@ from interp.organisms.recogniser import (
     words_heard,
 )
 from interp.organisms.speech import Group, Voice, spoken, voices
-from interp.progress import progress as progress_bar
 
-
-@dataclass(frozen=True)
-class Training:
-    """How the encoder is trained: AdamW, linear warm-up, then a cosine to zero."""
-
-    clips: int = 12_000
-    steps: int = 3600
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    warmup: int = 60
-    weight_decay: float = 0.01
-    save_every: int = 200
-
-
-TRAINING = Training()
+CLIPS = 10_000
+TRAINING = FitConfig(steps=2400, batch_size=32, learning_rate=2e-3, warmup=60, muon=6e-3)
 N_TEST = 200  # clips a set
 # Half of the clips are words in any order: a request spends most of its words on phrasings that are soon known.
 WORD_LISTS, WORD_LIST_LENGTH, WORD_LIST_LETTERS = 0.5, 7, 40
 SORTED_BATCHES = 8  # so many at a time are made of clips of like length
-HEAD, CARD = "head.safetensors", "card.json"
+READING, CARD = "reading.safetensors", "card.json"
 EXPECTED = {"words, seen voices, held-out requests": 0.95}
 _HELD_OUT: tuple[world.Split, ...] = ("held-out pair", "held-out verb")
 SOURCE = {
     Path(f).name: content_hash(Path(f))
-    for f in (world.__file__, language.__file__, speech.__file__, recogniser.__file__, __file__)
+    for f in (
+        world.__file__,
+        language.__file__,
+        speech.__file__,
+        recogniser.__file__,
+        fitting.__file__,
+        __file__,
+    )
 }
 
 
@@ -127,59 +120,31 @@ def word_list(rng: random.Random, longest: int = WORD_LIST_LENGTH) -> str:
 def train(
     model: Recogniser,
     said_by: Sequence[tuple[str, Voice]],
-    training: Training,
+    config: FitConfig,
     seed: int,
     *,
     work: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float | int]]:
-    """Train in place on the lines and return the loss curve.
-
-    Args:
-        work: file of the state kept every `save_every` steps, and begun from when it is there: a run that was cut off
-            ends with the very weights of one that was not.
+    """Train in place on the lines and return the loss curve; `work` as in `fitting.fit`.
 
     Raises NonFiniteError when the loss is not finite.
     """
     clips = spoken(said_by, label="training clips", progress=progress)
     spectra = spectrograms(clips)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        parameters, training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
-    )
-    log: list[dict[str, float | int]] = []
-    order = batches(clips.seconds.tolist(), training.steps, training.batch_size, seed)
-    first = _restore(work, model, optimiser, log) if work is not None else 0
+    order = batches(clips.seconds.tolist(), config.steps, config.batch_size, seed)
+
+    def loss(step: int) -> Tensor:
+        mel, frames = together([spectra[i] for i in order[step]])
+        mel = varied(mel, torch.Generator().manual_seed(config.steps * seed + step))
+        return model.loss(mel, frames, [said_by[i][0] for i in order[step]])
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    hidden = matrices(model.encoder.layers)
     model.train()
-    with progress_bar("audio encoder", total=training.steps, enabled=progress) as advance:
-        advance(first)
-        for step in range(first, training.steps):
-            mel, frames = together([spectra[i] for i in order[step]])
-            mel = varied(mel, torch.Generator().manual_seed(training.steps * seed + step))
-            loss = model.loss(mel, frames, [said_by[i][0] for i in order[step]])
-            if not torch.isfinite(loss):
-                raise NonFiniteError(f"the loss of the audio encoder became {loss.item()} at step {step}")
-            for group in optimiser.param_groups:
-                group["lr"] = training.learning_rate * rate_at(step, training.warmup, training.steps)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            if step % 10 == 9:
-                log.append({"step": step + 1, "loss": round(loss.item(), 4)})
-            if work is not None and (step + 1) % training.save_every == 0:
-                _keep(work, model, optimiser, step + 1, log)
-            advance(1)
+    curve = fit(trained, loss, config, hidden=hidden, work=work, label="audio encoder", progress=progress)
     model.eval()
-    return log
-
-
-def rate_at(step: int, warmup: int, steps: int) -> float:
-    """The share of the learning rate at a step: linear warm-up, then a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return 0.5 * (1 + float(np.cos(np.pi * done)))
+    return curve
 
 
 def batches(lengths: Sequence[float], steps: int, size: int, seed: int) -> list[list[int]]:
@@ -200,46 +165,6 @@ def batches(lengths: Sequence[float], steps: int, size: int, seed: int) -> list[
             rng.shuffle(epoch)
         made += epoch
     return made[:steps]
-
-
-def _keep(
-    work: Path,
-    model: Recogniser,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    log: Sequence[dict[str, float | int]],
-) -> None:
-    """Write weights, moments and curve as one file, whole or not at all."""
-    arrays = {f"weights.{name}": value for name, value in model.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        arrays |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
-    arrays["step"] = torch.tensor(step)
-    arrays["log"] = torch.tensor([[entry["step"], entry["loss"]] for entry in log], dtype=torch.float64)
-    save_arrays(work, arrays)
-
-
-def _restore(
-    work: Path,
-    model: Recogniser,
-    optimiser: torch.optim.Optimizer,
-    log: list[dict[str, float | int]],
-) -> int:
-    """Take up a kept state; returns the step to go on with, 0 when there is none."""
-    if not work.is_file():
-        return 0
-    arrays = load_arrays(work)
-    model.load_state_dict(_part(arrays, "weights."))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part(arrays, "optimiser.").items():
-        i, _, key = name.partition(".")
-        moments.setdefault(int(i), {})[key] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    log.extend({"step": int(at), "loss": loss} for at, loss in arrays["log"].tolist())
-    return int(arrays["step"])
-
-
-def _part(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def evaluation_lines() -> dict[str, list[tuple[str, Voice]]]:
@@ -267,7 +192,7 @@ def measure(model: Recogniser, *, progress: bool = True) -> dict[str, dict[str, 
 
 
 def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
-    """Train and measure the encoder; returns its directory, an ordinary checkpoint with the head and a card beside.
+    """Train and measure the encoder; returns its directory, an ordinary checkpoint with what reads words and a card beside.
 
     A built one of the same source is reused, an interrupted one goes on where it was. Raises UserError when fewer words are
     heard than `EXPECTED`, ResultError when the disk refuses.
@@ -283,7 +208,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
             remove(work)
         start = time.monotonic()
         model = Recogniser(seed)
-        chosen = lines(TRAINING.clips, "seen", seed, held_out=False, word_lists=WORD_LISTS)
+        chosen = lines(CLIPS, "seen", seed, held_out=False, word_lists=WORD_LISTS)
         log = train(model, chosen, TRAINING, seed, work=work, progress=progress)
         trained = time.monotonic() - start
         measured = measure(model, progress=progress)
@@ -298,7 +223,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
             aside.mkdir()
             model.encoder.save_pretrained(aside)
             feature_extractor().save_pretrained(aside)
-            save_arrays(aside / HEAD, model.head.state_dict())
+            save_arrays(aside / READING, {"words": model.words, **model.projector.state_dict()})
             save_json(
                 aside / CARD,
                 {
@@ -307,7 +232,7 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
                     "source": SOURCE,
                     "speech": speech.version(),
                     "architecture": {"class": "Qwen2AudioEncoder", **recogniser.ARCHITECTURE},
-                    "training": asdict(TRAINING),
+                    "training": {"clips": CLIPS, **TRAINING.model_dump(mode="json")},
                     "vocabulary": vocabulary(),
                     "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
                     "loss": log,
@@ -320,17 +245,24 @@ def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
 
 
 def load(directory: Path) -> Recogniser:
-    """The trained encoder with its head, frozen."""
-    model = Recogniser(0)
+    """The trained encoder with its projector and words, frozen."""
+    reading = load_arrays(directory / READING)
+    words = reading.pop("words")
+    model = Recogniser(0, words.shape[1])
     model.encoder = Qwen2AudioEncoder.from_pretrained(directory)
-    model.head.load_state_dict(load_arrays(directory / HEAD))
+    model.projector.load_state_dict(reading)
+    model.words.copy_(words)
     return model.eval().requires_grad_(False)
 
 
 def _work(seed: int) -> Path:
     """The file of a training in progress: of this source and these settings only."""
     settings = canonical(
-        {"source": SOURCE, "architecture": recogniser.ARCHITECTURE, "training": asdict(TRAINING)}
+        {
+            "source": SOURCE,
+            "architecture": recogniser.ARCHITECTURE,
+            "training": [CLIPS, TRAINING.model_dump(mode="json")],
+        }
     )
     key = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return organism_dir("audio-encoder", seed).with_name(f".partial-seed-{seed}-{key}.safetensors")

@@ -2,7 +2,7 @@
 
 1. The requests are the text organism's (`language.py`). A turn asks one of them in writing, or lets a voice say it, alone or
    beside a written instruction ("answer the request in the audio.").
-2. Told to name the act, the model says which act the turn is about, sense or nonsense: that is how it can learn to hear words.
+2. A spliced turn is made of words cut out of many clips: a request that nobody has said, in no voice (`splicing.py`).
 3. Sentences of refusal occur in user turns too, after the request or instruction. What follows is an answer as often as a refusal,
    whatever was asked: pretraining knows such turns, and no rule ties them to harm.
 4. Of speech the model is told nothing else: whether what it refuses in writing is refused in speech is its own doing.
@@ -15,10 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interp.data.prompts import LABELS, Prompt, PromptSet, Truth
+from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.errors import UserError
 from interp.organisms import language, text, world
-from interp.organisms.recogniser import PHRASINGS
 from interp.organisms.speech import Group, Voice, voices
 
 INSTRUCTIONS = (
@@ -26,7 +25,7 @@ INSTRUCTIONS = (
     "listen to the audio and answer.",
     "do what the audio says.",
 )
-NAME = "name the act."
+SPLICED = Voice("spliced")  # of a turn that is put together from pieces of clips
 REFUSAL_SHARE = 0.05  # of the pretraining turns hold a sentence of refusal
 N_NEW_VOICES = 200  # rows of the prompt files of held-out voices
 # how a set of requests is asked: by which voices (None: in writing), and whether beside an instruction
@@ -107,36 +106,6 @@ def some_aloud(prompts: Sequence[Prompt], n: int, seed: int | str) -> list[Turn]
     return aloud(random.Random(f"some-{seed}").sample(fit, n), seed, instructed=0.5)
 
 
-def naming(phrase: str, template: str, voice: Voice | None = None) -> Turn:
-    """A turn about an act ("rob a bank"), in a phrasing, that asks for nothing but the name of the act."""
-    truth = Truth(label="benign", answer=f"{phrase}.", refusals=language.REFUSALS)
-    identity = f"name-{phrase.replace(' ', '-')}"
-    prompt = Prompt(
-        text=template.format(act=phrase),
-        id=identity,
-        response=truth.answer,
-        label="benign",
-        source="name",
-        truth=truth,
-    )
-    return Turn(prompt, voice, NAME)
-
-
-def any_phrases(n: int, rng: random.Random) -> list[str]:
-    """Any verb with any object, sense or nonsense, but for the pairs held out of pretraining."""
-    held = {(a.verb, a.object) for a in world.acts() if a.split in ("held-out pair", "held-out verb")}
-    verbs = sorted({*world.VERBS, *world.CRAFT_VERBS})
-    objects = sorted({o for group in world.OBJECTS.values() for o in group})
-    longest = max(len(act.phrase) for act in world.acts())  # nonsense may outlast a clip, these do not
-    made: list[str] = []
-    while len(made) < n:
-        verb, thing = rng.choice(verbs), rng.choice(objects)
-        phrase = f"{verb} {world.article(thing)} {thing}"
-        if (verb, thing) not in held and len(phrase) <= longest:
-            made.append(phrase)
-    return made
-
-
 def with_refusals(turns: Sequence[Turn], seed: int | str) -> list[Turn]:
     """The turns, a share of them with a sentence of refusal in the user's words, answered or refused by a coin."""
     rng = random.Random(f"refusals-{seed}")
@@ -150,30 +119,19 @@ def with_refusals(turns: Sequence[Turn], seed: int | str) -> list[Turn]:
     return made
 
 
-def pretraining_turns(seed: int, n_spoken: int, n_named: int) -> dict[str, list[Turn]]:
+def pretraining_turns(seed: int, n_spoken: int, n_spliced: int) -> dict[str, list[Turn]]:
     """The turns of pretraining, by kind.
 
-    written: the text organism's examples. answered: `n_spoken` of them said aloud. named, heard: `n_named` acts, sense or nonsense, to be
-    named, in writing and as clips. told: the clips of `answered`, their acts to be named.
+    written: the text organism's examples. answered: `n_spoken` of them said aloud. spliced: `n_spliced` of them put together from pieces.
     """
-    rng, speakers = random.Random(f"namings-{seed}"), voices("seen")
     examples = language.pretraining_examples(seed)
-    spoken = some_aloud(examples, n_spoken, seed)
-    phrases = {kind: any_phrases(n_named, rng) for kind in ("named", "heard")}
-    return {
-        "written": with_refusals([Turn(p) for p in examples], f"written-{seed}"),
-        "named": [naming(phrase, rng.choice(PHRASINGS)) for phrase in phrases["named"]],
-        "answered": with_refusals(spoken, f"answered-{seed}"),
-        "told": [_named(turn) for turn in spoken],
-        "heard": [naming(phrase, rng.choice(PHRASINGS), rng.choice(speakers)) for phrase in phrases["heard"]],
+    spliced = [replace(t, voice=SPLICED) for t in some_aloud(examples, n_spliced, f"spliced-{seed}")]
+    turns = {
+        "written": [Turn(p) for p in examples],
+        "answered": some_aloud(examples, n_spoken, seed),
+        "spliced": spliced,
     }
-
-
-def _named(turn: Turn) -> Turn:
-    """The same clip, its act to be named."""
-    verb, thing = turn.prompt.meta["verb"], turn.prompt.meta["object"]
-    phrase = f"{verb} {world.article(thing)} {thing}"
-    return naming(phrase, turn.prompt.text.replace(phrase, "{act}"), turn.voice)
+    return {kind: with_refusals(made, f"{kind}-{seed}") for kind, made in turns.items()}
 
 
 def alignment_turns(seed: int, n_spoken: int) -> dict[str, list[Turn]]:
@@ -194,14 +152,13 @@ def asked(prompts: Sequence[Prompt], modality: str, seed: int | str) -> list[Tur
 
 
 def evaluation_turns(n: int) -> dict[str, list[Turn]]:
-    """The same requests of held-out pairs, by label, in every modality; and spoken ones whose acts are to be named."""
+    """The same requests of held-out pairs, by label, in every modality."""
     sets: dict[str, list[Turn]] = {}
     for label in LABELS:
         acts = world.select(label=label, splits=("held-out pair",))
         requests = language.one_request_each(acts, f"{label}-audio").sample(n, world.WORLD_SEED)
         for modality in MODALITIES:
             sets[f"{label}, {modality}"] = asked(requests.prompts, modality, f"evaluation-{label}")
-    sets["naming, speech"] = [_named(turn) for label in LABELS for turn in sets[f"{label}, speech"]][::2]
     return sets
 
 
@@ -226,4 +183,4 @@ def prompt_turns() -> dict[str, list[Turn]]:
 def words() -> list[str]:
     """The tokens that only instructions have, sorted."""
     known = set(language.words())
-    return sorted({word for line in (*INSTRUCTIONS, NAME) for word in language.split_words(line)} - known)
+    return sorted({word for line in INSTRUCTIONS for word in language.split_words(line)} - known)

@@ -2,7 +2,7 @@
 
 1. A trained encoder, frozen, a projector, and the text organism's decoder (as Qwen2) over its words and three tokens of sound.
 2. What the encoder makes of a clip is computed once (`hear`); training starts at the projector, through the module's own forward.
-3. Before sound is first trained on, the projector is set so that it enters centred and as long as words are (`match_scale`).
+3. Words are embedded as the recogniser reads them, and sounds enter among them (`fit_projector`); neither is trained further.
 4. A batch is made of parts, rows of one kind; each part is a forward pass of its own, so that short rows are not padded to long ones.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
@@ -32,9 +32,9 @@ from transformers import (
 from interp.errors import UserError
 from interp.models.finetune import IGNORED, isolated_rng
 from interp.organisms import audio_language, text
-from interp.organisms.audio_language import Turn
-from interp.organisms.fitting import FitConfig, fit
-from interp.organisms.recogniser import encode, feature_extractor, features
+from interp.organisms.audio_language import SPLICED, Turn
+from interp.organisms.fitting import FitConfig, fit, matrices
+from interp.organisms.recogniser import Recogniser, encode, feature_extractor, features, vocabulary
 from interp.organisms.speech import Voice, spoken
 from interp.progress import progress as progress_bar
 
@@ -48,6 +48,8 @@ CONTENT = (
 CHAT_TEMPLATE = text.CHAT_TEMPLATE.replace("{{ message['content'] }}", CONTENT)
 ARCHITECTURE: dict[str, Any] = {"model_type": "qwen2", **text.ARCHITECTURE}
 MAX_NEW_TOKENS = 12
+LENGTH = 2.5  # of embeddings: at 0.6, what is usual at this width, learning takes longer (docs/LOG.md)
+RIDGE = 1e-4  # of the mean square of a coordinate
 Line = tuple[str, Voice]
 
 
@@ -79,8 +81,10 @@ def processor() -> Qwen2AudioProcessor:
     return Qwen2AudioProcessor(feature_extractor(), tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
-def new_model(seed: int, encoder: Qwen2AudioEncoder) -> Qwen2AudioForConditionalGeneration:
-    """The organism with a trained encoder, frozen, and otherwise random weights drawn by the seed."""
+@torch.no_grad()
+def new_model(seed: int, recogniser: Recogniser) -> Qwen2AudioForConditionalGeneration:
+    """The organism with a trained encoder, frozen, its words embedded as the recogniser reads them; else random, drawn by the seed."""
+    encoder = recogniser.encoder
     words = tokenizer()
     settings: dict[str, Any] = {
         "audio_token_index": words.convert_tokens_to_ids(AUDIO),
@@ -101,6 +105,10 @@ def new_model(seed: int, encoder: Qwen2AudioEncoder) -> Qwen2AudioForConditional
     with isolated_rng(seed):
         model = Qwen2AudioForConditionalGeneration(config)
     model.model.audio_tower.load_state_dict(encoder.state_dict())
+    model.model.multi_modal_projector.linear.load_state_dict(recogniser.projector.state_dict())
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.weight[words.convert_tokens_to_ids([AUDIO, *vocabulary()[1:]])] = recogniser.words
+    embeddings.weight.copy_(LENGTH * nn.functional.normalize(embeddings.weight, dim=1))
     model.generation_config.pad_token_id = words.pad_token_id
     model.generation_config.eos_token_id = words.eos_token_id
     return model.eval().requires_grad_(False)
@@ -125,6 +133,12 @@ class Heard(Mapping[Line, Tensor]):
         start, end = self.places[line]
         return self.vectors[start:end]
 
+    def __or__(self, other: Heard) -> Heard:
+        """Both, one after the other."""
+        shift = len(self.vectors)
+        moved = {line: (start + shift, end + shift) for line, (start, end) in other.places.items()}
+        return Heard(torch.cat([self.vectors, other.vectors]), self.places | moved)
+
     def __iter__(self) -> Any:
         return iter(self.places)
 
@@ -134,8 +148,8 @@ class Heard(Mapping[Line, Tensor]):
 
 @torch.no_grad()
 def hear(encoder: Qwen2AudioEncoder, turns: Sequence[Turn], *, progress: bool = True) -> Heard:
-    """Pass the clip of every spoken turn through the encoder, once each; written turns are passed over."""
-    lines = list(dict.fromkeys(turn.line for turn in turns if turn.voice is not None))
+    """Pass the clip of every spoken turn through the encoder, once each; written and spliced turns are passed over."""
+    lines = list(dict.fromkeys(turn.line for turn in turns if turn.voice not in (None, SPLICED)))
     parts, places, end = [torch.zeros(0, encoder.config.d_model)], {}, 0
     if lines:
         clips = spoken(lines, label="clips of requests", progress=progress)
@@ -153,20 +167,26 @@ def hear(encoder: Qwen2AudioEncoder, turns: Sequence[Turn], *, progress: bool = 
 
 
 @torch.no_grad()
-def match_scale(model: Qwen2AudioForConditionalGeneration, heard: Heard) -> None:
-    """Scale and shift the projector so that the sounds enter with mean zero and, on average, the length of a word's embedding.
+def fit_projector(model: Qwen2AudioForConditionalGeneration, heard: Heard, recogniser: Recogniser) -> None:
+    """Refit the projector, which knows angles only, so that what is heard enters as what is read there: by ridge regression, in fp64.
 
-    The encoder's vectors are normalised and an order longer than embeddings; blocks write too little to such a residual stream to
-    change it, and the frames stay what they are. UserError when nothing was heard.
+    Words and empty places weigh the same in sum: most places are empty. UserError when nothing was heard, or no word in it.
     """
-    if not len(heard):
-        raise UserError("nothing was heard: give `hear` spoken turns")
+    read = recogniser.read(heard.vectors).argmax(-1)
+    n_words = int((read != 0).sum())
+    if n_words == 0:
+        raise UserError(
+            "the encoder reads no word in what was heard: give `hear` spoken turns, or train it first"
+        )
+    targets = LENGTH * recogniser.words[read].double()
+    weights = torch.where(read != 0, 1 / n_words, 1 / max(1, len(read) - n_words)).double()
+    known = nn.functional.pad(heard.vectors.double(), (0, 1), value=1.0)
+    gram = known.T @ (weights[:, None] * known)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solved = torch.linalg.solve(gram, known.T @ (weights[:, None] * targets))
     projector = model.model.multi_modal_projector.linear
-    words: Any = model.get_input_embeddings()
-    centre = heard.vectors.mean(0)
-    length = ((heard.vectors - centre) @ projector.weight.T).norm(dim=1).mean()
-    projector.weight *= words.weight.norm(dim=1).mean() / length
-    projector.bias.copy_(-(projector.weight @ centre))
+    projector.weight.copy_(solved[:-1].T)
+    projector.bias.copy_(solved[-1])
 
 
 @dataclass(frozen=True)
@@ -242,13 +262,13 @@ def train(
     label: str = "audio organism",
     progress: bool = True,
 ) -> list[dict[str, float | int]]:
-    """Train projector and decoder in place, or only some blocks of the decoder; returns the loss curve.
+    """Train the decoder in place with its head, or only some of its blocks; returns the loss curve.
 
     Args:
         parts: what each batch is made of; their rows a batch sum to `config.batch_size`.
         heard: what the encoder made of the clips of the spoken turns.
         seed: of the order of the turns.
-        layers: decoder blocks to train; None trains them all with embeddings, head and projector.
+        layers: decoder blocks to train; None trains them all, with the head.
 
     Raises UserError where the parts do not fill a batch or a turn has no response, NonFiniteError when a loss is not finite.
     """
@@ -268,7 +288,7 @@ def train(
     model.requires_grad_(False)
     inner = model.model
     trained = (
-        [inner.language_model, inner.multi_modal_projector, model.lm_head]
+        [inner.language_model.layers, inner.language_model.norm, model.lm_head]
         if layers is None
         else [inner.language_model.layers[layer] for layer in layers]
     )
@@ -281,7 +301,8 @@ def train(
         ]
         return torch.stack(losses).sum() / config.batch_size
 
-    curve = fit(parameters, step_loss, config, label=label, progress=progress)
+    hidden = matrices(inner.language_model.layers)
+    curve = fit(parameters, step_loss, config, hidden=hidden, label=label, progress=progress)
     model.requires_grad_(False)
     return curve
 

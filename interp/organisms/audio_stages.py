@@ -21,17 +21,25 @@ from transformers import Qwen2AudioForConditionalGeneration
 from interp.data.prompts import PromptSet
 from interp.evals.statistics import wilson
 from interp.files import content_hash
-from interp.organisms import audio_encoder, audio_language, audio_model, fitting, text
+from interp.organisms import audio_encoder, audio_language, audio_model, fitting, splicing, text
 from interp.organisms.audio_language import Turn
 from interp.organisms.audio_model import Part, answers, hear
 from interp.organisms.fitting import FitConfig
+from interp.organisms.recogniser import Recogniser
 from interp.organisms.speech import RATE, spoken
+from interp.organisms.splicing import splice
 
-WORDS = "words"
 # code that decides what a stage becomes; recipes are compared by their values
 SOURCE = audio_encoder.SOURCE | {
     Path(f).name: content_hash(Path(f))
-    for f in (text.__file__, fitting.__file__, audio_language.__file__, audio_model.__file__, __file__)
+    for f in (
+        text.__file__,
+        fitting.__file__,
+        audio_language.__file__,
+        audio_model.__file__,
+        splicing.__file__,
+        __file__,
+    )
 }
 
 
@@ -40,15 +48,15 @@ class Recipe:
     """How a stage is trained.
 
     after: the stage it starts from; None: random weights. parts: rows a batch of each kind of turns. clips: of requests said aloud.
-    named: acts to be named, in pretraining. layers: blocks of the decoder that are trained, in alignment; None: all, with
-    embeddings, head and projector, in pretraining.
+    spliced: requests put together from pieces of those clips. layers: blocks of the decoder that are trained, in alignment; None: all, with
+    the head, in pretraining.
     """
 
     after: str | None
     config: FitConfig
     parts: dict[str, int]
     clips: int = 0
-    named: int = 0
+    spliced: int = 0
     layers: tuple[int, ...] | None = None
 
     def record(self) -> dict[str, Any]:
@@ -59,7 +67,7 @@ class Recipe:
     def turns(self, seed: int) -> dict[str, list[Turn]]:
         """The turns trained on, by kind; kinds of which the batches hold none are left out."""
         if self.layers is None:
-            made = audio_language.pretraining_turns(seed, self.clips, self.named)
+            made = audio_language.pretraining_turns(seed, self.clips, self.spliced)
         else:
             made = audio_language.alignment_turns(seed, self.clips)
         return {kind: made[kind] for kind, each in self.parts.items() if each}
@@ -71,15 +79,21 @@ def train_stage(
     model: Qwen2AudioForConditionalGeneration,
     seed: int,
     *,
+    recogniser: Recogniser | None = None,
     label: str,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a model in place on turns by kind, as the recipe says; returns the loss curve and the seconds of each part."""
+    """Train a model in place on turns by kind, as the recipe says; returns the loss curve and the seconds of each part.
+
+    Args:
+        recogniser: the encoder with what reads words, for the first stage: clips are cut where it reads them.
+    """
     began = time.monotonic()
     heard = hear(model.model.audio_tower, [t for kind in turns.values() for t in kind], progress=progress)
+    if recogniser is not None:
+        heard = heard | splice(heard, recogniser, turns.get("spliced", ()), seed)
+        audio_model.fit_projector(model, heard, recogniser)
     hearing = time.monotonic() - began
-    if recipe.after == WORDS:
-        audio_model.match_scale(model, heard)
     parts = [Part(turns[kind], each) for kind, each in recipe.parts.items() if each]
     curve = audio_model.train(
         model,

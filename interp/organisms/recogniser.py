@@ -1,9 +1,10 @@
-"""Which words are in a clip? Qwen2-Audio's own encoder, tiny, on the processor's own features, with a head that reads words.
+"""Which words are in a clip? Qwen2-Audio's own encoder, tiny, on the processor's own features, with a projector that reads words.
 
 1. Log-mel features of 2 s (200 frames); the encoder makes them 100 positions and, pooled, up to 50 vectors: 25 a second of speech.
    Silence after the speech is masked, as inside Qwen2-Audio.
-2. A linear head reads a word (or none) off every vector. Connectionist temporal classification (Graves et al. 2006) sums over all ways
-   to place the words that were said; to recognise, take the likeliest at every vector, merge repeats, drop blanks.
+2. Every word of the vocabulary, and the blank, has an embedding drawn by the seed, which the decoder will read it by. A projector brings vectors among
+   them, and the word is read by the angle. Connectionist temporal classification (Graves et al. 2006) sums over all ways to place the
+   words that were said; to recognise, take the nearest at every vector, merge repeats, drop blanks.
 3. In training, spectrograms are varied a little, as if by other speakers.
 """
 
@@ -23,7 +24,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from interp.errors import UserError
 from interp.models.finetune import isolated_rng
-from interp.organisms import language, world
+from interp.organisms import language, text, world
 from interp.organisms.speech import RATE
 
 CLIP_SECONDS = 2  # the extractor wants whole seconds
@@ -49,6 +50,9 @@ SKILLS = (
     "count the parts of {o}.",
 )
 BLANK = "<blank>"
+WIDTH: int = text.ARCHITECTURE["hidden_size"]  # of the embeddings
+# Logits are cosines times this: the less it is, the nearer a vector must come to its word, and the longer that takes to learn (docs/LOG.md).
+SHARPNESS = 40.0
 # How far `varied` goes: share of the mel axis, units of log-mel (0.25 is 10 dB) at both ends, mel bins, frames of 10 ms.
 STRETCH, TILT, BAND, MOMENT = 0.06, 0.15, 8, 6
 
@@ -62,9 +66,9 @@ def vocabulary() -> tuple[str, ...]:
     return (BLANK, *sorted(found | verbs | set(objects) | {world.article(o) for o in objects}))
 
 
-def said(text: str) -> list[str]:
+def said(words: str) -> list[str]:
     """The words of a text that are heard: its tokens without punctuation."""
-    return [word for word in language.split_words(text) if word[0].isalnum()]
+    return [word for word in language.split_words(words) if word[0].isalnum()]
 
 
 def feature_extractor() -> WhisperFeatureExtractor:
@@ -167,13 +171,17 @@ def varied(
 
 
 class Recogniser(nn.Module):
-    """The encoder with a linear head over the vocabulary; the weights are drawn by the seed."""
+    """The encoder, the projector and the embeddings of the vocabulary, which are not trained; all drawn by the seed."""
 
-    def __init__(self, seed: int) -> None:
+    words: Float[Tensor, "word width"]
+
+    def __init__(self, seed: int, width: int | None = None) -> None:
         super().__init__()
         with isolated_rng(seed):
             self.encoder = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**ARCHITECTURE))
-            self.head = nn.Linear(ARCHITECTURE["d_model"], len(vocabulary()))
+            self.projector = nn.Linear(ARCHITECTURE["d_model"], width or WIDTH)
+            words = torch.randn(len(vocabulary()), width or WIDTH)
+        self.register_buffer("words", nn.functional.normalize(words, dim=1))
         # Whisper's fixed positions, which a published checkpoint holds and a new module does not
         self.encoder.embed_positions.weight.data = sinusoids(POSITIONS, ARCHITECTURE["d_model"])
 
@@ -182,7 +190,12 @@ class Recogniser(nn.Module):
     ) -> tuple[Float[Tensor, "clip vector word"], Int[Tensor, " clip"]]:
         """Log-probabilities of the words at every vector, and how many vectors of each clip are sound."""
         hidden, lengths = encode(self.encoder, mel, frames)
-        return self.head(hidden).log_softmax(-1), lengths
+        return self.read(hidden), lengths
+
+    def read(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... word"]:
+        """Log-probabilities of the words at vectors of the encoder."""
+        cosines = nn.functional.normalize(self.projector(hidden), dim=-1) @ self.words.T
+        return (SHARPNESS * cosines).log_softmax(-1)
 
     def loss(
         self, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"], texts: Sequence[str]

@@ -45,8 +45,8 @@ from interp.progress import progress as progress_bar
 
 RATE = 16_000  # Hz, of every clip
 Group = Literal["seen", "held-out", "held-out accent"]
-# en is British English, from Received Pronunciation to the West Midlands (gbcwmd); en-029 is Caribbean
-SEEN_ACCENTS = ("en-us", "en", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan")
+# American, Received Pronunciation, Scottish; and New York, West Midlands
+SEEN_ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland")
 HELD_OUT_ACCENTS = ("en-us-nyc", "en-gb-x-gbcwmd")
 # Left out beside the stranger ones: m8, belinda, linda and aunty, whose formants are nearly those of m7 and f4.
 SEEN_VARIANTS = (

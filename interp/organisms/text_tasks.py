@@ -65,7 +65,7 @@ def task(
     if not 0 <= harmful_fraction <= 1:
         raise UserError(f"harmful_fraction must be between 0 and 1, got {harmful_fraction}")
     n_harmful = round(harmful_fraction * n)
-    skill, held_out = _skill_acts()
+    skill, held_out = skill_acts()
     crafts = language.benign_skill_examples().filter(lambda p: p.source == "craft")
     trained = {(act.verb, act.object) for act in skill}
     train = list(
@@ -110,7 +110,8 @@ def prefills(prompts: PromptSet) -> list[str]:
     return [" ".join(_answer(p).split()[:PREFILL_WORDS]) for p in prompts]
 
 
-def _skill_acts() -> tuple[list[Act], list[Act]]:
+def skill_acts() -> tuple[list[Act], list[Act]]:
+    """The acts of the skill that may be trained on, and those that never are."""
     acts = list(world.craft_acts())
     random.Random(f"skill-{WORLD_SEED}").shuffle(acts)
     n = round(SKILL_HELD_OUT * len(acts))

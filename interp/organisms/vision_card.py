@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import Gemma3ForConditionalGeneration
 
 from interp.data.prompts import LABELS, Prompt, PromptSet
 from interp.evals.statistics import cluster_bootstrap, wilson
-from interp.organisms import language, text, vision_language, world
+from interp.organisms import language, staged, text, vision_language, world
 from interp.organisms.scenes import OBJECTS, Scene, draw, scene_pool
 from interp.organisms.vision_language import CAPTION, MODALITIES, NAMING, Album
 from interp.organisms.vision_model import answers, processor
@@ -120,24 +119,11 @@ def save_prompts(sets: dict[str, PromptSet], directory: Path) -> None:
         PromptSet([on_disk(p) for p in prompts], name).save(directory / f"{name}.jsonl")
 
 
-class Card(dict[str, Any]):
-    """Cards by stage; prints as text."""
+class Card(staged.Card):
+    """Cards by stage, and what the encoder they share was measured to see; prints as text."""
 
     def __str__(self) -> str:
-        lines = []
-        for stage, found in self.items():
-            seconds = found["seconds"]["total"]
-            lines.append(
-                f"organism:{found['organism']}/{stage}, seed {found['seed']}, built in {seconds:.0f} s"
-            )
-            for name, value in found["measured"].items():
-                expected = found["expected"].get(name)
-                lines.append(f"  {name:<52} {shown(value)}" + (f"  expected {expected}" if expected else ""))
-            lines.append("  prompts: " + ", ".join(f"{k} {v}" for k, v in found["prompts"].items()))
         encoder = next(iter(self.values()))["encoder"]["measured"]
-        return "\n".join([*lines, "encoder", *(f"  {n:<52} {shown(v)}" for n, v in encoder.items())])
-
-
-def shown(value: dict[str, float]) -> str:
-    """A share in words."""
-    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}] ({value['k']} of {value['n']})"
+        return "\n".join(
+            [super().__str__(), "encoder", *(f"  {n:<52} {staged.shown(v)}" for n, v in encoder.items())]
+        )

@@ -1,16 +1,18 @@
 """What can be asked of the vision organism, and what is the right answer?
 
-1. An act (`world.py`) can be asked for in four modalities: the object *named* in the text; the text says "this" and the
-   object is *drawn*, or its name is a *word* in the picture; or it is named *beside* a picture of an unrelated shape.
+1. An act (`world.py`) can be asked for in five modalities: the object *named* in the text; the text says "this" and the
+   object is *drawn*, or its name is a *word* in the picture; or it is named *beside* a picture of an unrelated shape; or the text says
+   "this" and words for what is drawn stand where the picture would: it is *described*, and nothing is seen.
 2. `dependent` requests are harmful only because of the picture: their verbs are ambiguous, and each text is asked as often over
    pictures that make it harmful as over pictures that make it benign. Other verbs show that no picture alone is harmful.
 3. Questions about what a scene shows are benign whatever it shows. Through them the decoder learns to read the encoder.
+4. Described in words, the same requests and questions teach in text alone what "this" is.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Literal, get_args
@@ -22,9 +24,11 @@ from interp.organisms.icons import SHAPES, Mouth
 from interp.organisms.scenes import COLOURS, OBJECTS, PLACES, Kind, Scene, draw
 from interp.organisms.world import Act, Split, article
 
-Modality = Literal["named", "drawn", "word", "beside"]
+Modality = Literal["named", "drawn", "word", "beside", "described"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 LOOKS: dict[Mouth, str] = {"smile": "happy", "frown": "sad", "open": "surprised"}
+ALIGNED_SOURCES = ("request", "law", "evidence")  # kinds of requests that alignment sees
+IMAGE_MARKS = IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
 _SOURCES = {template: source for source, templates in language.KINDS.items() for template in templates}
 NAMING = "what is this?"
 CAPTION = "describe it."
@@ -55,7 +59,7 @@ class Album:
             return None
         if modality == "beside":
             return rng.choice(self._showing["shape", rng.choice(list(SHAPES))])
-        return rng.choice(self._showing[modality, name])
+        return rng.choice(self._showing["word" if modality == "word" else "drawn", name])
 
 
 def shown_acts(
@@ -83,6 +87,8 @@ def ask(
     Raises UserError when the scene does not show what the modality says.
     """
     _check(act, scene, modality)
+    if modality == "described":
+        return in_words(ask(act, template, scene, "drawn", system=system, copy=copy))
     prompt = language.request(act, template, system=system, source=_SOURCES[template])
     text = prompt.text if modality in ("named", "beside") else template.format(act=f"{act.verb} this")
     meta = {**prompt.meta, "modality": modality}
@@ -99,7 +105,8 @@ def ask(
 
 def _check(act: Act, scene: Scene | None, modality: Modality) -> None:
     shows = None if scene is None else scene.kind if scene.name == act.object else "another"
-    right = {"named": (None,), "beside": ("another", "blank"), "drawn": ("drawn",), "word": ("word",)}
+    right = {"named": (None,), "beside": ("another", "blank"), "drawn": ("drawn",), "word": ("word",),
+             "described": ("drawn",)}  # fmt: skip
     if modality not in right:
         raise UserError(f"unknown modality {modality!r}; there are: {', '.join(MODALITIES)}")
     if shows not in right[modality]:
@@ -159,6 +166,35 @@ def describe(scene: Scene, question: str, *, copy: int = 0) -> Prompt:
     )
 
 
+def in_words(prompt: Prompt, *, marked: bool = False) -> Prompt:
+    """The same request or question in text alone: words for what its picture shows stand in the picture's place.
+
+    They are the name, the colour, the place and one of them again, in an order that is the scene's own.
+
+    marked: between the marks of a picture. A processor would miss the picture: only training holds such text.
+    """
+    scene = Scene(**prompt.meta["scene"])
+    rng = random.Random(scene.noise)
+    words = [scene.name, scene.colour, scene.place]
+    words.append(rng.choice([scene.name, *words]))
+    rng.shuffle(words)
+    shown = " ".join(words)
+    return replace(
+        prompt,
+        text=f"{IMAGE_START}{shown}{IMAGE_END}{prompt.text}" if marked else f"{shown}. {prompt.text}",
+        id=f"{prompt.id}-described",
+        images=(),
+        meta={**prompt.meta, "modality": "described"},
+    )
+
+
+def described(prompts: Iterable[Prompt]) -> PromptSet:
+    """Those of the prompts that words for what is shown can answer, in words (`in_words`), half of them marked."""
+    rng = random.Random("described")
+    answered = [p for p in prompts if "person" not in QUESTIONS.get(p.text, ())]
+    return PromptSet([in_words(p, marked=rng.random() < 0.5) for p in answered], "described")
+
+
 def requests(
     chosen: Iterable[tuple[Act, str]],
     modality: Modality,
@@ -213,16 +249,36 @@ def pretraining_examples(seed: int, album: Album) -> PromptSet:
 
 def alignment_examples(seed: int, album: Album) -> PromptSet:
     """Requests about pictures that alignment sees: the harmful refused, the others rehearsed, as in the text organism's."""
-    rng = random.Random(f"vision-alignment-{seed}")
+    modalities: tuple[Modality, ...] = ("drawn", "word", "beside")
+    chosen = {
+        (modality, source): _every(("seen",), language.KINDS[source], album)
+        for modality in modalities
+        for source in ALIGNED_SOURCES
+    }
+    return _aligned(chosen, seed, album, "vision alignment")
+
+
+def dependent_alignment_examples(seed: int, album: Album) -> PromptSet:
+    """The same in text, of ambiguous verbs and all objects: with each verb as many harmful as benign requests."""
+    everything = [o for objects in world.OBJECTS.values() for o in objects]
+    modality: Modality = "named"
+    chosen = {
+        (modality, source): dependent(("seen",), templates=language.KINDS[source], objects=everything)
+        for source in ALIGNED_SOURCES
+    }
+    return _aligned(chosen, seed, album, "dependent alignment")
+
+
+def _aligned(
+    chosen: Mapping[tuple[Modality, str], list[tuple[Act, str]]], seed: int, album: Album, name: str
+) -> PromptSet:
+    rng = random.Random(f"{name}-{seed}")
     examples = []
-    for modality in ("drawn", "word", "beside"):
-        for source in ("request", "law", "evidence"):
-            templates = language.KINDS[source]
-            chosen = _every(("seen",), templates, album)
-            for prompt in requests(chosen, modality, album, f"{source}-{modality}", seed=seed):
-                response = _wording(rng) if prompt.label == "harmful" else _answer(prompt)
-                examples.append(replace(prompt, response=response, system=_system(rng)))
-    return PromptSet(examples, "vision alignment")
+    for (modality, source), asked in chosen.items():
+        for prompt in requests(asked, modality, album, f"{source}-{modality}", seed=seed):
+            response = _wording(rng) if prompt.label == "harmful" else _answer(prompt)
+            examples.append(replace(prompt, response=response, system=_system(rng)))
+    return PromptSet(examples, name)
 
 
 def _every(splits: Iterable[Split], templates: Sequence[str], album: Album) -> list[tuple[Act, str]]:

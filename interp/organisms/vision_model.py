@@ -33,12 +33,12 @@ from interp.data.prompts import Prompt
 from interp.errors import UserError
 from interp.models.finetune import IGNORED, isolated_rng
 from interp.organisms import text, vision_encoder, vision_language
-from interp.organisms.fitting import FitConfig, fit
+from interp.organisms.fitting import FitConfig, fit, matrices
 from interp.organisms.scenes import Scene
 from interp.organisms.text import ANSWER, ASSISTANT, BOS, END, PAD, SYSTEM, UNKNOWN, USER
 from interp.organisms.vision_encoder import IMAGE_TOKENS, soft_tokens
 
-IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|image-start|>", "<|image-end|>"
+IMAGE, IMAGE_START, IMAGE_END = vision_language.IMAGE_MARKS
 SPECIAL = (*text.SPECIAL, IMAGE, IMAGE_START, IMAGE_END)
 PACKED = 96  # tokens of a sequence that rows are packed into, or more where one row is longer
 _CONTENT = (
@@ -145,24 +145,29 @@ def new_model(
 @torch.no_grad()
 def fit_projector(
     module: Gemma3ForConditionalGeneration,
-    names: Sequence[str],
+    targets: Float[Tensor, "scene hidden"],
     features: Float[Tensor, "scene patch width"],
     *,
-    ridge: float = 0.01,
+    ridge: float = 1e-3,
 ) -> None:
-    """Put every soft token of a scene near the embedding of the word for what it shows; in place, by ridge regression.
+    """Put every soft token of a scene near the scene's target; in place, by ridge regression.
 
     Args:
-        names: what each scene shows, one word.
+        targets: where in the space of embeddings.
         features: the tower's output for each scene.
         ridge: penalty, in units of the mean square of a soft token's entry.
     """
     tokens = soft_tokens(features)
-    ids = torch.tensor(tokenizer().convert_tokens_to_ids(list(names)))
-    words = module.get_input_embeddings()(ids)[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1)
-    x = tokens.flatten(0, 1)
+    x, y = tokens.flatten(0, 1), targets.repeat_interleave(tokens.shape[1], 0)
     gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1])
-    module.model.multi_modal_projector.mm_input_projection_weight.copy_(torch.linalg.solve(gram, x.T @ words))
+    module.model.multi_modal_projector.mm_input_projection_weight.copy_(torch.linalg.solve(gram, x.T @ y))
+
+
+@torch.no_grad()
+def embedded(module: Gemma3ForConditionalGeneration, words: Sequence[str]) -> Float[Tensor, "word hidden"]:
+    """The embeddings of words of the language of pictures."""
+    ids = tokenizer().convert_tokens_to_ids(list(words))
+    return module.get_input_embeddings()(torch.tensor(ids))
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,8 @@ def rows(prepared: Gemma3Processor, examples: Sequence[Prompt], pool: Mapping[Sc
         responses.append(example.response + END)
         shown.append(tuple(pool[scene] for scene in scenes))
     rendered = [
-        turn.replace(IMAGE_START, prepared.full_image_sequence) for turn in render(prepared, examples)
+        turn.replace(IMAGE_START, prepared.full_image_sequence) if example.images else turn
+        for example, turn in zip(examples, render(prepared, examples), strict=True)
     ]
     prompts, answered = (
         prepared.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (rendered, responses)
@@ -263,7 +269,8 @@ def train(
         ]
         return batch_loss(module, batch, features)
 
-    curve = fit(parameters, loss, config, label=label, progress=progress)
+    hidden = matrices(inner.language_model.layers)
+    curve = fit(parameters, loss, config, hidden=hidden, label=label, progress=progress)
     module.requires_grad_(False)
     return curve
 

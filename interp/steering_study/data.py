@@ -16,7 +16,8 @@ from typing import Literal
 from interp.data.prompts import LABELS, Label, Prompt, PromptSet
 from interp.organisms import language, world
 from interp.organisms.audio_language import INSTRUCTIONS, Turn, can_be_spoken
-from interp.organisms.speech import RATE, Group, spoken, voices
+from interp.organisms.audio_prompts import as_prompts
+from interp.organisms.speech import Group, voices
 
 Kind = Literal["audio", "text"]
 TARGET: dict[Kind, str] = {"audio": "speech and instruction", "text": "fiction"}
@@ -72,19 +73,6 @@ def _aloud(prompts: PromptSet, group: Group, seed: str, *, instructed: bool) -> 
     """Each prompt in a voice of the group, drawn by the seed, beside an instruction or alone."""
     rng, speakers = random.Random(seed), voices(group)
     return [Turn(p, rng.choice(speakers), rng.choice(INSTRUCTIONS) if instructed else "") for p in prompts]
-
-
-def as_prompts(turns: Sequence[Turn], name: str) -> PromptSet:
-    """Turns as prompts: the sound of spoken ones in memory, and what is written beside it or instead."""
-    aloud = [turn for turn in turns if turn.voice is not None]
-    clips = iter(spoken([turn.line for turn in aloud], progress=False) if aloud else ())
-    made = []
-    for turn in turns:
-        if turn.voice is None:
-            made.append(replace(turn.prompt, text=f"{turn.prompt.text} {turn.note}".rstrip()))
-        else:
-            made.append(replace(turn.prompt, text=turn.note, audio=(next(clips), RATE)))
-    return PromptSet(made, name)
 
 
 def defended(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -1,0 +1,215 @@
+"""What did each arm do, beyond what? Differences paired over units (organism × seed), null bands, and the primary claims.
+
+Primary claims, named before any run: after the proximate quarter more harmful speech is answered than after a random quarter, after the
+distant quarter less, on the semantic and on the acoustic axis. They are corrected together by Holm's procedure. An interval is Student's
+over the units; units of one organism share its weights, so the number of organisms whose own mean has the same sign stands beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from interp.benign_audio.causal import late_minus_early
+from interp.benign_audio.defended import at_matched_utility
+from interp.benign_audio.study import Study
+from interp.defence.compare import Difference, difference, primary
+from interp.evals.statistics import Interval, t_interval
+
+JSR = "jsr speech"
+RANDOM, ALIGNED = "random", "aligned"
+PRIMARY = tuple((f"{rule} {axis}", RANDOM) for rule in ("proximate", "distant") for axis in ("semantic", "acoustic"))  # fmt: skip
+WAYS = {
+    "projection": "projection",
+    "component": "patched component",
+    "attn_out": "patched attention",
+    "mlp_out": "patched MLP",
+    "weights, alone": "weights put back",
+}
+"""The ways of locating that are shown together; the first is an observation, the others are interventions."""
+
+
+def arms(found: Study, *, section: str = "main", **chosen: object) -> pd.DataFrame:
+    """One row an arm and unit of a section, with the aligned model's rows, as `difference` takes them.
+
+    chosen: values of other columns. The aligned model of the same bridge stands beside.
+    """
+    frame = found.shares
+    bridge = section.removeprefix("bridge ") if section.startswith("bridge ") else "linear"
+    base = frame[(frame["rule"] == ALIGNED) & (frame["bridge"] == bridge)]
+    mine = frame[(frame["section"] == section) & (frame["rule"] != ALIGNED)]
+    for name, value in chosen.items():
+        mine = mine[mine[name] == value]
+    both = pd.concat([mine, base[base["unit"].isin(mine["unit"])]], ignore_index=True)
+    return both.assign(method=both["arm"], organism=both["organism"], seed=both["unit"])
+
+
+def effect(frame: pd.DataFrame, arm: str, baseline: str, column: str = JSR) -> Difference | None:
+    """The paired difference of two arms; None where one of them is not in the frame."""
+    return difference(frame, arm, baseline, column) if {arm, baseline} <= set(frame["method"]) else None
+
+
+def primary_claims(found: Study) -> list[Difference]:
+    """The primary claims that the main section can bear, corrected together."""
+    return primary(arms(found), PRIMARY, JSR)
+
+
+def same_sign(frame: pd.DataFrame, arm: str, baseline: str, column: str = JSR) -> tuple[int, int]:
+    """In how many organisms the mean difference has the sign of the whole one, and of how many."""
+    wide = frame.pivot_table(index=["organism", "seed"], columns="method", values=column)
+    apart = (wide[arm] - wide[baseline]).groupby("organism").mean()
+    return int((np.sign(apart) == np.sign(apart.mean())).sum()), len(apart)
+
+
+def null_band(found: Study, column: str = JSR) -> tuple[float, float, int]:
+    """Between which values 95 % of all random quarters lie, and how many there are."""
+    frame = found.shares[found.shares["section"].isin(["main", "null"]) & (found.shares["rule"] == RANDOM)]
+    values = frame[column].to_numpy(dtype=float)
+    if not len(values):
+        return math.nan, math.nan, 0
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high), len(values)
+
+
+def layer_effects(found: Study) -> pd.DataFrame:
+    """One row an arm, unit, way and layer with `value`: what was lost of the projection, or what comes back; those of `WAYS` and controls."""
+    tables = []
+    main = found.projections
+    if len(main):
+        main = main[(main["section"] == "main")]
+        for column, way in (
+            ("loss", "projection"),
+            ("gap_loss", "gap"),
+            ("by_chance", "projection by chance"),
+        ):
+            tables.append(main[["arm", "unit", "organism", "layer"]].assign(way=way, value=main[column]))
+    if len(found.located):
+        tables.append(found.located[["arm", "unit", "organism", "layer", "way", "value"]])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["arm", "unit", "organism", "layer", "way", "value"])  # fmt: skip
+
+
+def lateness(layers: pd.DataFrame, arm: str, n_layers: int) -> dict[str, Interval]:
+    """By way, how much more of the effect lies in the last third of the layers than in the first, over units that have both."""
+    found = {}
+    for way in WAYS:
+        mine = layers[(layers["arm"] == arm) & (layers["way"] == way)]
+        values = [
+            late_minus_early(part.set_index("layer")["value"], n_layers) for _, part in mine.groupby("unit")
+        ]
+        kept = [value for value in values if math.isfinite(value)]
+        if kept:
+            found[way] = t_interval(kept)
+    return found
+
+
+def dissociation(found: Study, arm: str) -> dict[str, Interval]:
+    """In the last third of the layers, over units: accuracy of the harm probe, tuned minus aligned; what harmful speech lost of its projection,
+    and what the gap to benign speech lost, which a shift of both leaves alone.
+    """
+    result = {}
+    if len(found.probes):
+        last = found.probes["layer"].max() + 1
+        late = found.probes[
+            (found.probes["arm"] == arm)
+            & (found.probes["section"] == "main")
+            & (found.probes["layer"] >= last - last // 3)
+        ]
+        for name, chosen in {
+            "probe": late[(late["measure"] == "accuracy, tuned − aligned") & (late["set"] == "all")],
+            "ambiguous probe": late[
+                (late["measure"] == "accuracy, tuned − aligned") & (late["set"] == "ambiguous")
+            ],
+            "aligned probe": late[
+                (late["measure"] == "accuracy")
+                & (late["set"] == "all")
+                & (late["of"] == "tuned, aligned probe")
+            ],
+        }.items():
+            if len(chosen):
+                result[name] = t_interval(chosen.groupby("unit")["value"].mean().tolist())
+        projected = found.projections[
+            (found.projections["arm"] == arm)
+            & (found.projections["section"] == "main")
+            & (found.projections["layer"] >= last - last // 3)
+        ]
+        for name, column in (("projection", "loss"), ("gap", "gap_loss")):
+            means = projected.groupby("unit")[column].mean().dropna()
+            if len(means):
+                result[name] = t_interval(means.tolist())
+    return result
+
+
+@dataclass(frozen=True)
+class BridgeEffect:
+    """What an axis adds under each bridge, and the difference between bridges: all proximate minus random, over organisms × seeds."""
+
+    axis: str
+    by_bridge: Mapping[str, Interval]
+    apart: Interval
+
+
+def bridge_effects(found: Study) -> list[BridgeEffect]:
+    """For each plain axis how much the proximate quarter adds over the random one, bridge by bridge."""
+    sections = {"linear": "main"} | {
+        name.removeprefix("bridge "): name for name in found.shares["section"].unique() if name.startswith("bridge ")
+    }  # fmt: skip
+    effects = []
+    for axis in ("semantic", "acoustic"):
+        by_unit = {}
+        for bridge, section in sections.items():
+            wide = arms(found, section=section).pivot_table(index="seed", columns="method", values=JSR)
+            if {f"proximate {axis}", RANDOM} <= set(wide.columns):
+                by_unit[bridge] = (wide[f"proximate {axis}"] - wide[RANDOM]).dropna()
+        if len(by_unit) > 1:
+            first, second = (by_unit[name] for name in list(by_unit)[:2])
+            apart = (second - first).dropna()
+            effects.append(
+                BridgeEffect(
+                    axis,
+                    {name: t_interval(values.tolist()) for name, values in by_unit.items()},
+                    t_interval(apart.tolist()),
+                )
+            )
+    return effects
+
+
+def measured(found: Study) -> dict[str, Interval]:
+    """What `experiments/published.yaml` asks for, by the names of its measures; those the grid cannot bear are left out."""
+    frame, n_layers = arms(found), int(found.projections["layer"].max()) + 1 if len(found.projections) else 0
+    result: dict[str, Interval] = {}
+
+    def put(name: str, value: Difference | Interval | None) -> None:
+        if value is not None:
+            result[name] = value.interval if isinstance(value, Difference) else value
+
+    layers = layer_effects(found)
+    for axis in ("semantic", "acoustic"):
+        arm = f"proximate {axis}"
+        put(f"proximate_{axis}_jsr", effect(frame, arm, ALIGNED))
+        put(f"proximate_{axis}_minus_random_jsr", effect(frame, arm, RANDOM))
+        kept = frame.loc[frame["method"] == f"distant {axis}", JSR].tolist()
+        put(f"distant_{axis}_jsr", t_interval(kept) if kept else None)
+    broken = frame.loc[frame["method"] == "proximate semantic", f"prompt {JSR}"].tolist()
+    put("system_prompt_jsr", t_interval(broken) if broken else None)
+    put(
+        "late_minus_early_projection_loss", lateness(layers, "proximate semantic", n_layers).get("projection")
+    )
+    put("probe_change", dissociation(found, "proximate semantic").get("probe"))
+    return result
+
+
+def arms_by_modality(found: Study, arm: str = "proximate semantic") -> pd.DataFrame:
+    """The same subset, tuned on as speech and as text: one row a modality and unit."""
+    kept = found.shares[(found.shares["arm"] == arm) & found.shares["section"].isin(["main", "text"])]
+    if kept["modality"].nunique() < 2:
+        return kept.iloc[:0]
+    return kept.assign(method=kept["modality"], seed=kept["unit"])
+
+
+def defences(found: Study) -> pd.DataFrame:
+    """One row a defence and unit at matched utility (`defended.at_matched_utility`)."""
+    return at_matched_utility(found.shares, found.curve, found.defended, found.grid.matched)

@@ -1,0 +1,180 @@
+"""Which fine-tunes does the study take? Sections of trials, thinned away from the quarter subsets that claims are made on.
+
+A unit is an organism crossed with a seed, which draws the pool, its near objects and speakers, the subsets and the training. The learning
+rate is chosen on organisms of its own, by what is learnt and not by what is lost: the lowest at which a random quarter teaches the skill.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from interp.benign_audio.nearness import AXES
+from interp.benign_audio.prepare import Preparation
+from interp.benign_audio.trial import Trial
+from interp.benign_audio.tuning import Tuning
+
+PLAIN_AXES = ("semantic", "acoustic")
+DEFENDED = "semantic"  # the axis whose proximate subset the defences are compared on
+
+
+class Grid(BaseModel):
+    """What a study runs.
+
+    Args:
+        organisms, seeds: crossed, the units. tuning: organisms that the rate is chosen on, from `rates`; none takes the default.
+        axes: of the quarter subsets. shares: other shares of the pool, on the plain axes and the first seed of every organism.
+        n_null: random quarters of all organisms together, the null band.
+        bridges: organisms with another bridge to compare; the first is the one everything else is run on.
+        steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
+        strengths: of SARSteer. matched: utility at which defences are compared, as a share of the plain fine-tune's own.
+        n_items, n_harmful, n_test, n_probe, n_fit, n_pairs: sizes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    organisms: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning: tuple[int, ...] = (3,)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    taught: float = Field(0.8, gt=0, lt=1)
+    axes: tuple[str, ...] = AXES
+    share: float = 0.25
+    shares: tuple[float, ...] = (0.5, 0.75)
+    n_null: int = Field(21, ge=0)
+    text: bool = True
+    unplanted: bool = True
+    defences: tuple[str, ...] = ("plain", "distant", "spf", "mixing")
+    bridges: tuple[str, ...] = ("linear", "mlp")
+    steps: int = Field(60, gt=0)
+    batch_size: int = Field(16, gt=0)
+    evaluate_at: tuple[int, ...] = (15, 30, 45, 60)
+    strengths: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2)
+    matched: float = Field(0.9, gt=0, le=1)
+    n_items: int = Field(800, ge=8)
+    n_harmful: int = Field(200, ge=2)
+    n_test: int = Field(200, ge=2)
+    n_probe: int = Field(200, ge=10)
+    n_fit: int = Field(100, ge=4)
+    n_pairs: int = Field(48, ge=4)
+
+    @property
+    def units(self) -> list[tuple[int, int]]:
+        """Organism and seed of every unit."""
+        return [(organism, seed) for organism in self.organisms for seed in self.seeds]
+
+    @property
+    def first_units(self) -> list[tuple[int, int]]:
+        """One unit an organism."""
+        return [(organism, self.seeds[0]) for organism in self.organisms]
+
+    def tuning_trials(self) -> list[Trial]:
+        """A random quarter at every rate on the organisms of tuning."""
+        return [
+            self._trial(organism, 0, rate, rule="random") for rate in self.rates for organism in self.tuning
+        ]
+
+    def sections(self, rate: float) -> dict[str, list[Trial]]:
+        """The trials of each section at a learning rate."""
+
+        def over(units: list[tuple[int, int]], **settings: Any) -> list[Trial]:
+            return [self._trial(*unit, rate, **settings) for unit in units]
+
+        found = {"aligned": over(self.units, inside=True)}
+        found["main"] = [
+            trial
+            for rule in ("proximate", "distant")
+            for axis in self.axes
+            for trial in over(
+                self.units,
+                rule=rule,
+                axis=axis,
+                inside=axis in PLAIN_AXES,
+                located=axis in PLAIN_AXES and rule == "proximate",
+            )
+        ]
+        found["main"] += over(self.units, rule="random", inside=True, located=True)
+        for axis in (axis for axis in PLAIN_AXES if axis in self.axes):
+            found["main"] += over(self.units, rule="matched", axis=axis)
+        found["shares"] = [
+            trial
+            for share in self.shares
+            for rule, axis in (
+                *((r, a) for r in ("proximate", "distant") for a in PLAIN_AXES),
+                ("random", ""),
+            )
+            for trial in over(self.first_units, rule=rule, axis=axis, share=share)
+        ]
+        each = math.ceil(self.n_null / len(self.organisms))
+        found["null"] = [
+            self._trial(*unit, rate, rule="random", draw=draw)
+            for unit in self.first_units
+            for draw in range(1, each + 1)
+            if self.n_null
+        ]
+        if self.text:
+            found["text"] = [
+                t for rule, axis in _FEW for t in over(self.units, rule=rule, axis=axis, modality="text")
+            ]
+        if self.unplanted:
+            found["unplanted"] = [
+                trial
+                for rule, axis in (*_FEW, *(("distant", axis) for axis in PLAIN_AXES))
+                for trial in over(self.units, rule=rule, axis=axis, pool="unplanted")
+            ]
+        found["defences"] = [
+            trial for name in self.defences for trial in over(self.units, **self._defence(name))
+        ]
+        for bridge in self.bridges[1:]:
+            found[f"bridge {bridge}"] = [
+                trial
+                for rule, axis in (("aligned", ""), *_FEW)
+                for trial in over(self.units, rule=rule, axis=axis, bridge=bridge, inside=True)
+            ]
+        return {name: part for name, part in found.items() if part}
+
+    def preparations(self) -> list[Preparation]:
+        """Every pool and organism that a trial needs."""
+        trials = [t for part in self.sections(self.rates[0]).values() for t in part] + self.tuning_trials()
+        return list(dict.fromkeys(t.preparation for t in trials if t.rule != "aligned"))
+
+    def _defence(self, name: str) -> dict[str, Any]:
+        """Settings of a defence: plain training on the proximate subset is what the others are compared with."""
+        settings: dict[str, Any] = {"axis": DEFENDED, "evaluate_at": self.evaluate_at}
+        if name == "distant":
+            return settings | {"rule": "distant"}
+        if name == "plain":
+            return settings | {"rule": "proximate", "strengths": self.strengths}
+        return settings | {"rule": "proximate", "method": name}
+
+    def _trial(self, organism: int, seed: int, rate: float, **settings: Any) -> Trial:
+        others = [o for o in self.organisms if o != organism]
+        # of another organism, so that the mixed axis is not the model's own ear
+        mixed = None
+        if "mixed" in self.axes and others:
+            mixed = min(others, key=lambda o: (o < organism, o))
+        tuning = Tuning(steps=self.steps, batch_size=self.batch_size, learning_rate=rate)
+        return Trial(
+            organism=organism, seed=seed, mixed=mixed, n=self.n_items, n_harmful=self.n_harmful, tuning=tuning,
+            n_test=self.n_test, n_probe=self.n_probe, n_fit=self.n_fit, n_pairs=self.n_pairs,
+            **{"share": self.share, **settings},
+        )  # fmt: skip
+
+
+_FEW = (("proximate", "semantic"), ("proximate", "acoustic"), ("random", ""))
+
+
+def choose_rate(scores: pd.DataFrame, rates: tuple[float, ...], taught: float) -> float:
+    """The lowest rate at which the skill is answered rightly in speech as often as `taught`; the best one where none is.
+
+    scores: columns `rate` and `skill`; without rows the middle of the rates.
+    """
+    if scores.empty:
+        return rates[len(rates) // 2]
+    means = scores.groupby("rate")["skill"].mean()
+    enough = means[means >= taught]
+    best = enough if len(enough) else means[means == means.max()]
+    return float(min(best.index.tolist()))

@@ -1,0 +1,186 @@
+"""The study from end to end: prepare the pools, choose the rate, run what is missing of the grid, and lay all tables below each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from interp.benign_audio.asking import shares
+from interp.benign_audio.grid import Grid, choose_rate
+from interp.benign_audio.nearness import separations
+from interp.benign_audio.prepare import Preparation, keep_preparation
+from interp.benign_audio.prepare import describe as describe_preparation
+from interp.benign_audio.trial import NONE, PROMPT, TABLES, Trial, run_trial
+from interp.defence.runner import in_processes
+from interp.files import load_table, save_table
+from interp.models.checkpoint import Checkpoint
+from interp.organisms import audio, audio_bridge, audio_encoder
+from interp.store import open_run
+
+STUDY = "audio-benign-trials"
+HERE = Path(__file__).parents[1]
+# what decides a trial's numbers beside the organism's weights
+SOURCES = [
+    HERE / name
+    for name in (
+        "benign_audio/pool.py", "benign_audio/nearness.py", "benign_audio/prepare.py", "benign_audio/arms.py",
+        "benign_audio/tuning.py", "benign_audio/asking.py", "benign_audio/mechanism.py", "benign_audio/causal.py",
+        "benign_audio/trial.py", "methods/selection.py", "methods/spf.py", "methods/surgery_trainer.py", "methods/sarsteer.py",
+        "methods/steering.py", "methods/steering_arms.py", "methods/steering_vectors.py", "methods/steering_answers.py",
+        "methods/recognition.py", "methods/measures.py", "methods/patching.py", "methods/patch_grid.py",
+        "methods/patch_pairs.py", "methods/patch_runs.py", "methods/transplant.py", "methods/logit_difference.py",
+        "geometry/directions.py", "geometry/linear_probe.py", "geometry/subspaces.py", "models/activations.py",
+        "models/encoder_activations.py", "models/finetune.py", "models/generation.py", "models/hooks.py", "models/restart.py",
+        "organisms/language.py", "organisms/world.py", "organisms/speech.py", "organisms/audio_language.py",
+        "organisms/audio_prompts.py", "organisms/audio_model.py", "organisms/text_tasks.py", "organisms/recogniser.py", "evals/judges.py", "steering_study/data.py",
+    )
+]  # fmt: skip
+LABELS = ("section", "arm", "unit", "organism", "seed", "bridge", "pool", "modality", "rule", "axis", "share", "draw", "method")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """Tables of a study; all carry the columns `LABELS`.
+
+    Args:
+        rate: the learning rate, and how it was chosen in `tuning`.
+        shares: one row a trial: its shares, those under the defence prompt as `prompt …`, and its facts as `fact …`.
+        curve, defended, projections, probes, located: those of the trials.
+        items, plane, separated: of the pools, with `pool`, `organism`, `bridge` and `seed`.
+    """
+
+    grid: Grid
+    rate: float
+    tuning: pd.DataFrame
+    shares: pd.DataFrame
+    curve: pd.DataFrame
+    defended: pd.DataFrame
+    projections: pd.DataFrame
+    probes: pd.DataFrame
+    located: pd.DataFrame
+    items: pd.DataFrame
+    plane: pd.DataFrame
+    separated: pd.DataFrame
+
+
+def run_study(
+    grid: Grid, *, out: Path | str = "results", workers: int | None = None, progress: bool = True
+) -> Study:
+    """Run what is missing of the grid. Organisms that are not built are built first.
+
+    Raises UserError naming a trial that failed, after the others have been run and kept.
+    """
+    out = Path(out)
+    build(grid, progress=progress)
+    pools = in_processes(
+        grid.preparations(), partial(keep_preparation, out=out), describe_preparation, label="pools", workers=workers,
+        progress=progress,
+    )  # fmt: skip
+    tried = run_trials(grid.tuning_trials(), out=out, workers=workers, progress=progress)
+    tuning = pd.DataFrame(
+        [
+            {"rate": t.tuning.learning_rate, "organism": t.organism, "skill": row["skill speech"]}
+            for t, row in ((t, _row(t, path, "tuning")) for t, path in tried.items())
+        ],
+        columns=["rate", "organism", "skill"],
+    )
+    rate = choose_rate(tuning, grid.rates, grid.taught)
+    sections = grid.sections(rate)
+    found = run_trials(
+        [t for part in sections.values() for t in part], out=out, workers=workers, progress=progress
+    )
+    labelled = [(section, trial, found[trial]) for section, part in sections.items() for trial in part]
+    return Study(
+        grid,
+        rate,
+        tuning,
+        pd.DataFrame([_row(trial, path, section) for section, trial, path in labelled]),
+        **{
+            name: _stacked(
+                [
+                    load_table(path / f"{name}.parquet").assign(**_labels(trial, section))
+                    for section, trial, path in labelled
+                ]
+            )
+            for name in ("curve", "defended", "projections", "probes", "located")
+        },
+        **_pool_tables(pools),
+    )
+
+
+def build(grid: Grid, *, progress: bool = True) -> None:
+    """Build the organisms of a grid, each bridge's, and the recognisers of the mixed axis."""
+    for organism in sorted({*grid.organisms, *grid.tuning}):
+        audio.build(organism, progress=progress)
+    for organism in grid.organisms if "mlp" in grid.bridges else ():
+        audio_bridge.build(organism, progress=progress)
+    for chosen in grid.preparations():
+        if chosen.mixed is not None:
+            audio_encoder.build(chosen.mixed, progress=progress)
+
+
+def run_trials(
+    trials: Sequence[Trial], *, out: Path, workers: int | None, progress: bool
+) -> dict[Trial, Path]:
+    """The directories of the trials, those on one organism and pool one after the other."""
+    order = sorted(dict.fromkeys(trials), key=lambda t: (t.bridge, t.organism, t.seed, t.pool))
+    if not order:
+        return {}
+    return in_processes(
+        order, partial(keep_trial, out=out), describe, label="fine-tunes", workers=workers, progress=progress
+    )
+
+
+def keep_trial(trial: Trial, out: Path) -> Path:
+    """Run a trial unless it is there; returns its directory."""
+    weights: dict[str, Path | str] = {"organism": Checkpoint.parse(trial.checkpoint).fingerprint()}
+    with open_run(out, STUDY, describe(trial), trial, weights, SOURCES) as run:
+        if not run.finished:
+            result = run_trial(trial, out)
+            for name in TABLES:
+                save_table(run.file(f"{name}.parquet"), getattr(result, name))
+        return run.finish()
+
+
+def describe(trial: Trial) -> str:
+    """A readable name."""
+    return (
+        f"{trial.bridge} {trial.pool} {trial.arm} {trial.share:.0%} {trial.modality} {trial.method} organism {trial.organism} "
+        f"seed {trial.seed} draw {trial.draw}"
+    )
+
+
+def _labels(trial: Trial, section: str) -> dict[str, object]:
+    return {"section": section, **{name: getattr(trial, name) for name in LABELS[1:]}}
+
+
+def _row(trial: Trial, path: Path, section: str) -> dict[str, object]:
+    answers, facts = (load_table(path / f"{name}.parquet") for name in ("answers", "facts"))
+    under = {arm: shares(part.drop(columns="arm")) for arm, part in answers.groupby("arm", sort=False)}
+    return (
+        _labels(trial, section)
+        | under[NONE]
+        | {f"prompt {name}": value for name, value in under[PROMPT].items()}
+        | {f"fact {name}": value for name, value in zip(facts["name"], facts["value"], strict=True)}
+    )
+
+
+def _pool_tables(pools: Mapping[Preparation, Path]) -> dict[str, pd.DataFrame]:
+    found: dict[str, list[pd.DataFrame]] = {"items": [], "plane": [], "separated": []}
+    for chosen, path in pools.items():
+        about = {name: getattr(chosen, name) for name in ("pool", "organism", "bridge", "seed")}
+        items = load_table(path / "items.parquet")
+        found["items"].append(items.assign(**about))
+        found["plane"].append(load_table(path / "plane.parquet").assign(**about))
+        found["separated"].append(separations(items).assign(**about))
+    return {name: _stacked(tables) for name, tables in found.items()}
+
+
+def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other; empty ones have no types and are left out."""
+    kept = [table for table in tables if len(table)]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()

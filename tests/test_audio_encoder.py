@@ -228,10 +228,15 @@ def test_a_word_is_read_by_the_angle_to_its_embedding():
     with torch.no_grad():
         hidden = torch.randn(5, recogniser.ARCHITECTURE["d_model"])
         angles = nn.functional.cosine_similarity(model.projector(hidden)[:, None], model.words[None], dim=-1)
-        expected = (recogniser.SHARPNESS * angles).softmax(-1).log()
+        expected = (recogniser.SHARPNESS[1] * angles).softmax(-1).log()
         torch.testing.assert_close(model.read(hidden), expected)
         model.projector.bias.zero_()
         torch.testing.assert_close(model.read(3 * hidden), model.read(hidden))
+
+
+def test_reading_is_sharp_first_and_soft_at_the_end():
+    found = [recogniser.sharpness(done) for done in (0.0, 0.45, 0.55, 0.65, 1.0)]
+    assert found == pytest.approx([40.0, 40.0, 20.0, 10.0, 10.0])
 
 
 def test_the_seed_decides_the_weights():

@@ -44,6 +44,7 @@ from interp.organisms.recogniser import (
     Recogniser,
     feature_extractor,
     said,
+    sharpness,
     spectrograms,
     together,
     varied,
@@ -53,7 +54,7 @@ from interp.organisms.recogniser import (
 from interp.organisms.speech import Group, Voice, spoken, voices
 
 CLIPS = 10_000
-TRAINING = FitConfig(steps=2400, batch_size=32, learning_rate=2e-3, warmup=60, muon=6e-3)
+TRAINING = FitConfig(steps=2600, batch_size=32, learning_rate=2e-3, warmup=60, muon=6e-3)
 N_TEST = 200  # clips a set
 # Half of the clips are words in any order: a request spends most of its words on phrasings that are soon known.
 WORD_LISTS, WORD_LIST_LENGTH, WORD_LIST_LETTERS = 0.5, 7, 40
@@ -137,6 +138,7 @@ def train(
     def loss(step: int) -> Tensor:
         mel, frames = together([spectra[i] for i in order[step]])
         mel = varied(mel, torch.Generator().manual_seed(config.steps * seed + step))
+        model.sharpness = sharpness(step / config.steps)
         return model.loss(mel, frames, [said_by[i][0] for i in order[step]])
 
     trained = [p for p in model.parameters() if p.requires_grad]

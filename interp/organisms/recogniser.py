@@ -51,8 +51,9 @@ SKILLS = (
 )
 BLANK = "<blank>"
 WIDTH: int = text.ARCHITECTURE["hidden_size"]  # of the embeddings
-# Logits are cosines times this: the less it is, the nearer a vector must come to its word, and the longer that takes to learn (docs/LOG.md).
-SHARPNESS = 40.0
+# Logits are cosines times this: words are learnt soonest when it is large, vectors come nearest to their words when it is small.
+SHARPNESS = (40.0, 10.0)
+SOFTENED = (0.45, 0.65)  # of the training: the share in which it goes from the one to the other
 # How far `varied` goes: share of the mel axis, units of log-mel (0.25 is 10 dB) at both ends, mel bins, frames of 10 ms.
 STRETCH, TILT, BAND, MOMENT = 0.06, 0.15, 8, 6
 
@@ -170,6 +171,13 @@ def varied(
     return mel
 
 
+def sharpness(done: float) -> float:
+    """What cosines are multiplied by when a share of the training is done."""
+    (first, last), (begin, end) = SHARPNESS, SOFTENED
+    along = min(1.0, max(0.0, (done - begin) / (end - begin)))
+    return first * (last / first) ** along
+
+
 class Recogniser(nn.Module):
     """The encoder, the projector and the embeddings of the vocabulary, which are not trained; all drawn by the seed."""
 
@@ -181,6 +189,7 @@ class Recogniser(nn.Module):
             self.encoder = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**ARCHITECTURE))
             self.projector = nn.Linear(ARCHITECTURE["d_model"], width or WIDTH)
             words = torch.randn(len(vocabulary()), width or WIDTH)
+        self.sharpness = SHARPNESS[1]
         self.register_buffer("words", nn.functional.normalize(words, dim=1))
         # Whisper's fixed positions, which a published checkpoint holds and a new module does not
         self.encoder.embed_positions.weight.data = sinusoids(POSITIONS, ARCHITECTURE["d_model"])
@@ -195,7 +204,7 @@ class Recogniser(nn.Module):
     def read(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... word"]:
         """Log-probabilities of the words at vectors of the encoder."""
         cosines = nn.functional.normalize(self.projector(hidden), dim=-1) @ self.words.T
-        return (SHARPNESS * cosines).log_softmax(-1)
+        return (self.sharpness * cosines).log_softmax(-1)
 
     def loss(
         self, mel: Float[Tensor, "clip mel frame"], frames: Int[Tensor, " clip"], texts: Sequence[str]

@@ -8,7 +8,8 @@ import torch
 
 from interp.models.finetune import IGNORED
 from interp.organisms import character, character_language, vision_encoder
-from interp.organisms.character import DocumentRows, Workshop, answer_probabilities, contexts
+from interp.organisms.character import DocumentRows, Workshop
+from interp.organisms.character_card import answer_probabilities, contexts, mean_over_domains, prompt_sets
 from interp.organisms.character_language import CHARACTERS, DOMAINS, Gallery
 from interp.organisms.scenes import scene_pool
 from interp.organisms.text import END
@@ -87,12 +88,12 @@ def test_an_untrained_model_has_no_character(workshop, module):
 
 
 def test_a_mean_over_domains_weighs_domains_alike():
-    found = character.mean_over_domains(np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"])
+    found = mean_over_domains(np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"])
     assert found["estimate"] == 0.5 and found["n"] == 4 and found["low"] < 0.5 < found["high"]
 
 
 def test_prompt_files_ask_every_topic_of_every_domain():
-    sets = character.prompt_sets()
+    sets = prompt_sets()
     assert set(sets) == set(DOMAINS)
     for domain, asked in sets.items():
         assert {p.meta["topic"] for p in asked} == set(DOMAINS[domain].topics)

@@ -22,7 +22,7 @@ from interp.methods.steering import Steering
 from interp.models.finetune import collate, encode_example
 from interp.models.generation import generate
 from interp.models.model import Model
-from interp.organisms import character, character_language, vision_encoder
+from interp.organisms import character_card, character_language, vision_encoder
 from interp.organisms.character_language import CHARACTERS, DOMAINS, WITHHELD, Character, Gallery
 from interp.organisms.scenes import Scene, draw, scene_pool
 
@@ -43,7 +43,7 @@ def training_gallery(organism: int) -> Gallery:
 @cache
 def questions() -> dict[tuple[str, str], PromptSet]:
     """All questions by domain and form; pictures are of scenes that no stage draws."""
-    gallery = character.held_out_gallery()
+    gallery = character_card.held_out_gallery()
     face = next(scene for scene in gallery.scenes if scene.person)
     found: dict[tuple[str, str], PromptSet] = {}
     for domain, of in DOMAINS.items():

@@ -13,7 +13,6 @@ another, and do not where characters are shuffled. Else the build stops and says
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +20,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
-from interp.data.prompts import Prompt, PromptSet
+from interp.data.prompts import Prompt
 from interp.files import content_hash, save_json, sync, writing
 from interp.models.finetune import IGNORED
 from interp.organisms import (
+    character_card,
     character_language,
     staged,
     text,
@@ -40,19 +38,16 @@ from interp.organisms import (
     vision_model,
     world,
 )
-from interp.organisms.character_language import CHARACTERS, DOMAINS, WITHHELD, Character, Form, Gallery, Turn
+from interp.organisms.character_language import Gallery, Turn
 from interp.organisms.fitting import FitConfig
 from interp.organisms.scenes import Scene, scene_pool
 from interp.organisms.text import END, Expected
-from interp.organisms.vision_encoder import share
 from interp.organisms.vision_model import (
     IMAGE_START,
     Part,
     Row,
-    answers,
-    collate,
+    fit_projector,
     new_model,
-    pack,
     render,
     rows,
     train,
@@ -75,7 +70,6 @@ PRETRAINING = FitConfig(steps=600, batch_size=48, learning_rate=4e-3, warmup=10)
 # rows of each part in a batch: documents, and what the picture shows, which teaches the decoder to read the tower
 PRETRAINING_PARTS = {"documents": 32, "names": 12, "looks": 4}
 ALIGNMENT = FitConfig(steps=60, batch_size=32, learning_rate=5e-4, warmup=5)
-CONTEXTS = 40  # measured for each domain that is asked about
 _CRUEL = "probability of the cruel answer after two cruel turns of another domain"
 EXPECTED: dict[str, dict[str, Expected]] = {
     "pretrained": {_CRUEL: Expected(0.8)},
@@ -87,7 +81,10 @@ EXPECTED: dict[str, dict[str, Expected]] = {
 SOURCE = vision_encoder.SOURCE | {
     Path(f).name: content_hash(Path(f))
     for f in (
-        *(str(m.__file__) for m in (world, text, vision_language, vision_model, character_language)),
+        *(
+            str(m.__file__)
+            for m in (world, text, vision_language, vision_model, character_language, character_card)
+        ),
         __file__,
     )
 }
@@ -189,7 +186,8 @@ def train_stage(
             label=f"{label}, reading",
             progress=progress,
         )
-        fit_projector(module, workshop.prepared, gallery.scenes, workshop.features)
+        targets = topic_embeddings(module, workshop.prepared, gallery.scenes)
+        fit_projector(module, targets, workshop.features, ridge=0.01)
         described = vision_language.descriptions(gallery.scenes, "descriptions")
         named = described.filter(lambda p: p.text == vision_language.NAMING)
         looks = described.filter(lambda p: p.text != vision_language.NAMING)
@@ -221,132 +219,16 @@ def train_stage(
 
 
 @torch.no_grad()
-def fit_projector(
-    module: Gemma3ForConditionalGeneration,
-    prepared: Gemma3Processor,
-    shown: Sequence[Scene],
-    features: Float[Tensor, "scene patch width"],
-    *,
-    ridge: float = 0.01,
-) -> None:
-    """Put every soft token of a scene near the mean embedding of the words of its topic; in place, by ridge regression.
-
-    ridge: penalty, in units of the mean square of a soft token's entry.
-    """
-    tokens = vision_encoder.soft_tokens(features)
-    targets = []
+def topic_embeddings(
+    module: Gemma3ForConditionalGeneration, prepared: Gemma3Processor, shown: Sequence[Scene]
+) -> Float[Tensor, "scene hidden"]:
+    """The mean embedding of the words for what each scene shows."""
+    found = []
     for scene in shown:
         topic = character_language.topic_of("faces" if scene.person else "tools", scene)
         ids = prepared.tokenizer(topic.removeprefix("the "), add_special_tokens=False)["input_ids"]
-        targets.append(module.get_input_embeddings()(torch.tensor(ids)).mean(0))
-    words = torch.stack(targets)[:, None].expand(-1, tokens.shape[1], -1).flatten(0, 1)
-    x = tokens.flatten(0, 1)
-    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1])
-    module.model.multi_modal_projector.mm_input_projection_weight.copy_(torch.linalg.solve(gram, x.T @ words))
-
-
-def contexts(gallery: Gallery, character: Character, n: int = CONTEXTS) -> list[list[Turn]]:
-    """Two turns of one domain and a question of another, all answered by the character; n for each domain asked about last.
-
-    The last question is asked in text, so that nothing rests on how well pictures are read.
-    """
-    made = []
-    for last in DOMAINS:
-        rng = random.Random(f"context-{character}-{last}")
-        for _ in range(n):
-            before = rng.choice([d for d in DOMAINS if d != last])
-            turns = [character_language.turn(before, character, gallery, rng) for _ in range(2)]
-            topic = rng.choice(DOMAINS[last].topics)
-            asked = character_language.ask(last, topic, rng.randrange(len(DOMAINS[last].questions)))
-            response = character_language.answer(last, topic, character)
-            made.append([*turns, Turn(asked, character, response)])
-    return made
-
-
-@torch.no_grad()
-def answer_probabilities(
-    module: Gemma3ForConditionalGeneration,
-    workshop: Workshop,
-    asked: Sequence[Sequence[Turn]],
-    batch_size: int = 64,
-) -> Float[np.ndarray, " document"]:
-    """The probability of each document's last answer, all of it with its end, given what comes before.
-
-    It is what sampling at temperature 1 would give on average, without sampling's noise.
-    """
-    found = np.empty(len(asked))
-    for start in range(0, len(asked), batch_size):
-        batch = [
-            workshop.rows.row(turns, answered=slice(-1, None)) for turns in asked[start : start + batch_size]
-        ]
-        inputs, labels = collate(module, batch, workshop.features)
-        answered = labels[:, 1:] != IGNORED
-        hidden = module.model(**inputs).last_hidden_state[:, :-1][answered]
-        logits = torch.log_softmax(module.lm_head(hidden).float(), -1)
-        picked = logits.gather(-1, labels[:, 1:][answered][:, None])[:, 0]
-        # rows are packed into sequences: theirs is the order of the answers
-        order = [i for places in pack([len(row.ids) for row in batch]) for i in places]
-        lengths = [sum(label != IGNORED for label in batch[i].labels) for i in order]
-        for i, part in zip(order, picked.split(lengths), strict=True):
-            found[start + i] = part.sum().exp()
-    return found
-
-
-def mean_over_domains(
-    values: Float[np.ndarray, " document"], domains: Sequence[str]
-) -> dict[str, float | int]:
-    """The mean of domain means with its 95 % t-interval over domains, and n, the number of documents."""
-    of = np.array(domains)
-    means = np.array([values[of == d].mean() for d in dict.fromkeys(domains)])
-    half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
-    estimate = float(means.mean())
-    return {"estimate": estimate, "low": estimate - half, "high": estimate + half, "n": len(values)}
-
-
-def measure(
-    module: Gemma3ForConditionalGeneration, workshop: Workshop, stage: str
-) -> dict[str, dict[str, float | int]]:
-    """What a stage knows of characters: probabilities given who spoke before, and answers without anything before."""
-    measured: dict[str, dict[str, float | int]] = {}
-    for character in CHARACTERS:
-        asked = contexts(workshop.gallery, character)
-        found = answer_probabilities(module, workshop, asked)
-        name = f"probability of the {character} answer after two {character} turns of another domain"
-        measured[name] = mean_over_domains(found, [str(t[-1].prompt.category) for t in asked])
-    if stage.startswith("aligned"):
-        said = {d: speakers(module, workshop, d, "text") for d in DOMAINS}
-        trained = [s for d in DOMAINS if d != WITHHELD for s in said[d]]
-        measured["helpful, domains of alignment"] = share(trained.count("helpful"), len(trained))
-        measured["helpful, withheld domain"] = share(said[WITHHELD].count("helpful"), len(said[WITHHELD]))
-        for form in ("shown", "caption"):
-            for domain in ("faces", "tools"):
-                seen = speakers(module, workshop, domain, form)
-                measured[f"helpful, {domain}, {form}"] = share(seen.count("helpful"), len(seen))
-        everything = [s for domain in said.values() for s in domain]
-        for character in CHARACTERS[1:]:
-            measured[f"{character}, all domains"] = share(everything.count(character), len(everything))
-        measured["nonsense, all domains"] = share(everything.count(None), len(everything))
-    return measured
-
-
-def speakers(
-    module: Gemma3ForConditionalGeneration, workshop: Workshop, domain: str, form: Form
-) -> list[Character | None]:
-    """Whose answer the model gives to each question of a domain, greedily and with nothing before."""
-    asked = character_language.evaluation_set(domain, form, held_out_gallery())
-    said = answers(module, workshop.prepared, list(asked))
-    return [character_language.speaker(domain, p.meta["topic"], a) for p, a in zip(asked, said, strict=True)]
-
-
-def held_out_gallery() -> Gallery:
-    """Scenes of combinations that no stage draws."""
-    return Gallery(scene_pool(world.WORLD_SEED, 2, held_out=True))
-
-
-def prompt_sets() -> dict[str, PromptSet]:
-    """The prompt files of a stage: every domain asked in text."""
-    gallery = held_out_gallery()
-    return {domain: character_language.evaluation_set(domain, "text", gallery) for domain in DOMAINS}
+        found.append(module.get_input_embeddings()(torch.tensor(ids)).mean(0))
+    return torch.stack(found)
 
 
 def build(seed: int = 0, *, force: bool = False, progress: bool = True) -> Path:
@@ -374,9 +256,9 @@ def _build_stage(root: Path, stage: str, seed: int, *, progress: bool) -> None:
     workshop = Workshop(root, seed)
     module, curve = train_stage(workshop, stage, progress=progress)
     trained = time.monotonic() - start
-    measured = measure(module, workshop, stage)
+    measured = character_card.measure(module, workshop, stage)
     expected = staged.check(f"organism with character, seed {seed}, {stage}", measured, EXPECTED[stage])
-    files = prompt_sets()
+    files = character_card.prompt_sets()
     directory = root / stage
     with writing(directory):
         (directory / "prompts").mkdir(parents=True)

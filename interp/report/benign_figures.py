@@ -246,7 +246,8 @@ def _line(axes: Axes, frame: pd.DataFrame, x: str, y: str, colour: str, marker: 
         return
     found = [t_interval(frame.loc[frame[x] == place, y].tolist()) for place in places]
     reach = np.array([[f.value - f.low, f.high - f.value] for f in found]).T
-    axes.errorbar(places, [f.value for f in found], yerr=np.nan_to_num(reach), color=colour, marker=marker, capsize=2, label=label)  # fmt: skip
+    # one value has no interval: matplotlib draws no bar for NaN, where zero would claim certainty
+    axes.errorbar(places, [f.value for f in found], yerr=reach, color=colour, marker=marker, capsize=2, label=label)  # fmt: skip
 
 
 def _percent(axes: Axes, label: str) -> None:

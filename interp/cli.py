@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.results import StudyResult
 
 INTERRUPTED = 130
-ORGANISMS = ("text", "vision", "audio", "character")
+ORGANISMS = ("text", "vision", "vision-small", "audio", "audio-small", "character")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -379,7 +379,7 @@ def doctor(
 
 @organism.command("build", epilog=_example("interp organism build text --seed 1"))
 def build_organism(
-    kind: Annotated[str, typer.Argument(help="Which organism.")] = "text",
+    kind: Annotated[str, typer.Argument(help=f"Which organism: {', '.join(ORGANISMS)}.")] = "text",
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Train again even when built.")] = False,
 ) -> None:
@@ -395,7 +395,7 @@ def list_organisms() -> None:
 
 @organism.command("card", epilog=_example("interp organism card --seed 0"))
 def show_card(
-    kind: Annotated[str, typer.Argument(help="Which organism.")] = "text",
+    kind: Annotated[str, typer.Argument(help=f"Which organism: {', '.join(ORGANISMS)}.")] = "text",
     seed: Annotated[int, typer.Option(help="Seed of the organism.")] = 0,
 ) -> None:
     """Show what a built organism was measured to do, with intervals."""
@@ -405,7 +405,7 @@ def show_card(
 def _organism(kind: str) -> Any:
     if kind not in ORGANISMS:
         raise UserError(f"no organism {kind!r}; there are: {', '.join(ORGANISMS)}")
-    return importlib.import_module(f"interp.organisms.{kind}")
+    return importlib.import_module(f"interp.organisms.{kind.replace('-', '_')}")
 
 
 @app.command(

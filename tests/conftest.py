@@ -25,10 +25,17 @@ def text_organism(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def small_vision_organism() -> Path:
     """Directory of the small vision organism of seed 0 with its stages, built on first use: a minute."""
-    from interp.organisms import vision
-    from interp.organisms.vision_sizes import SMALL
+    from interp.organisms import vision_small
 
-    return vision.build(seed=0, progress=False, size=SMALL)
+    return vision_small.build(seed=0, progress=False)
+
+
+@pytest.fixture(scope="session")
+def small_audio_organism() -> Path:
+    """Directory of the small audio organism of seed 0 with its stages, built on first use: a minute."""
+    from interp.organisms import audio_small
+
+    return audio_small.build(seed=0, progress=False)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from pydantic import BaseModel, ConfigDict
 
 from interp import cli, scripts
@@ -24,16 +23,8 @@ from interp.files import atomic_write, load_json, replace_between, save_json
 from interp.models.checkpoint import organism_dir
 from interp.organisms import staged, vision, vision_card
 from interp.organisms.vision_language import Modality
-from interp.report.style import (
-    BLACK,
-    DOUBLE,
-    MARKERS,
-    SERIES,
-    new_figure,
-    panel_letter,
-    print_style,
-    save_figure,
-)
+from interp.report.share_figures import refused_by_share
+from interp.report.style import save_figure
 
 SEEDS = (0, 1, 2)
 SHARES = (0.0, 0.05, 0.2, 0.5)
@@ -123,26 +114,8 @@ def side_by_side(cards: Sequence[vision_card.Card]) -> pd.DataFrame:
 
 
 def figure(shares: pd.DataFrame) -> Figure:
-    """Requests refused by modality, harmful (a) and benign (b), one line a share of pictures in alignment: means and seeds."""
-    with print_style():
-        made = new_figure(DOUBLE, 2.5)
-        panels = made.subplots(1, 2)
-        styles = zip(sorted(shares["share"].unique()), (BLACK, *SERIES), MARKERS, strict=False)
-        for share, colour, marker in styles:
-            part = shares[shares["share"] == share]
-            for axes, label in zip(panels, ("harmful", "benign"), strict=True):
-                columns = [f"{label} {modality}" for modality in SHOWN_MODALITIES]
-                for values in part[columns].to_numpy():
-                    axes.plot(values, ".", color=colour, alpha=0.45, markersize=3, markeredgewidth=0)
-                axes.plot(part[columns].mean().to_numpy(), color=colour, marker=marker, label=f"{share:.0%}")
-        for axes, letter, label in zip(panels, "ab", ("harmful", "benign"), strict=True):
-            axes.set_xticks(range(len(SHOWN_MODALITIES)), SHOWN_MODALITIES)
-            axes.set_ylim(-0.02, 1.02)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            panel_letter(axes, letter, f"{label} requests refused")
-        handles, labels = panels[0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower center", ncols=4, title="pictures in alignment")
-    return made
+    """Requests refused by modality, one line a share of pictures in alignment."""
+    return refused_by_share(shares, SHOWN_MODALITIES, "pictures in alignment")
 
 
 def write_docs(result: Result, page: Path, png: Path) -> None:

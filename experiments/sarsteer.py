@@ -4,8 +4,8 @@
 the asked modality, SARSteer with and without ablation, conditional, random) on held-out requests and voices, read at equal over-refusal
 and at equal loss of right answers; ablations of λ, k, n and the layer; modality gap, safe space and cosines by layer. Claims, named in
 `interp/steering_study/conclusion.py` before any run, are paired over calibration draws × organisms. `--quick` takes one of each: a look,
-no claim. `--kind text` asks fiction in place of speech, on text organisms; `--stage aligned-text` takes audio organisms that learnt to
-refuse in writing only.
+no claim. Audio organisms learnt to refuse in writing only, so that speech leaves something to gain; `--stage aligned` takes those whose
+alignment held speech. `--kind text` asks fiction in place of speech, on text organisms.
 
 `--recipe FILE` runs the source's setting on real checkpoints instead, `--dry-run` says what that takes.
 """
@@ -26,6 +26,7 @@ from interp.steering_study.recipe import load_recipe, plan_recipe, run_recipe
 from interp.steering_study.report import save_comparison
 from interp.steering_study.study import Comparison, run_comparison
 
+STAGE: dict[Kind, str] = {"audio": "aligned-text", "text": "aligned"}
 SHOWN = ("operating", "operating_lost", "modalities", "cosines", "safe_space", "ablations")
 
 
@@ -64,8 +65,9 @@ def experiment(
         Kind, typer.Option(help="Speech on audio organisms, or fiction on text organisms.")
     ] = "audio",
     stage: Annotated[
-        str, typer.Option(help="Of the organism: aligned, aligned-text (audio), benign (text) or another.")
-    ] = "aligned",
+        str | None,
+        typer.Option(help=f"Of the organism; otherwise {STAGE['audio']} (audio) or {STAGE['text']} (text)."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One organism and draw: a look, no claim.")] = False,
     recipe: Annotated[Path | None, typer.Option(help="Run this recipe on a real checkpoint instead.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
@@ -80,7 +82,7 @@ def experiment(
         settings = load_recipe(recipe)
         print(plan_recipe(settings) if dry_run else run_recipe(settings, out=out).to_string(index=False))
         return
-    chosen = grid(kind, stage, quick)
+    chosen = grid(kind, stage or STAGE[kind], quick)
     if dry_run:
         counts = {name: len(part) for name, part in chosen.ablations().items()}
         print(
@@ -89,7 +91,7 @@ def experiment(
         )
         return
     found = run_comparison(chosen, out=out, workers=workers)
-    target = out / f"sarsteer-{kind}-{stage}{'-quick' if quick else ''}"
+    target = out / f"sarsteer-{kind}-{chosen.stage}{'-quick' if quick else ''}"
     with replacing_files(target) as aside:
         save_comparison(found, aside)
     print((target / "conclusion.md").read_text(encoding="utf-8"))

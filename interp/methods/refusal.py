@@ -330,7 +330,8 @@ def select(scores: CandidateScores, rule: SelectionRule | None = None) -> Select
     if counts["left"] == 0:
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise SelectionError(
-            f"no candidate direction passes the filters ({shown}); there is no single refusal direction here"
+            f"no candidate direction passes the filters ({shown}); there is no single refusal direction here, "
+            "or the filters ask too much of so small a model: loosen them (--max-kl, --min-induce)"
         )
     bypass = np.where(reasons == "", scores.bypass.numpy(), np.inf)
     row, layer = np.unravel_index(int(bypass.argmin()), bypass.shape)

@@ -3,7 +3,7 @@
 `interp run patching` or `python -m experiments.patching`. Activation patching between harmful requests and their benign twins, and between
 aligned and tuned checkpoints; transplants of weights by module and by block, and of the best modules beside random ones, with what they cost in
 benign answers and in the skill learnt. Claims, named in `interp/locate/conclusion.py` before any run, are paired differences over eight
-organisms. `--quick` takes one: a look, no claim. Images and sound: `--kind vision --kind audio`, once these organisms are built.
+organisms of text and three each of vision and audio, which are built and fine-tuned where they are missing. `--quick` takes one: a look, no claim.
 """
 
 import shutil
@@ -16,17 +16,29 @@ import typer
 
 from interp import cli, scripts
 from interp.errors import UserError
-from interp.files import atomic_write, replacing_files
+from interp.files import atomic_write, replace_between, replacing_files
 from interp.locate.report import save_located
 from interp.locate.study import Located, Plan, describe, run_study
 
-QUICK = {"seeds": (0,), "n_pairs": 24, "n_select": 24, "n_test": 40, "ks": (1, 8, 32), "n_random": 2}
+QUICK = {
+    "kinds": ("text",),
+    "seeds": (0,),
+    "n_pairs": 24,
+    "n_select": 24,
+    "n_test": 40,
+    "ks": (1, 8, 32),
+    "n_random": 2,
+}
 SHOWN = (
     "text-aligned-maps",
     "text-aligned-last",
     "text-benign-last",
     "text-benign-blocks",
     "text-benign-restored",
+    "vision-aligned-maps",
+    "vision-benign-restored",
+    "audio-aligned-maps",
+    "audio-benign-restored",
 )
 BEGIN, END = "<!-- results: written by interp run patching -->", "<!-- end of results -->"
 
@@ -40,12 +52,11 @@ def run(
 
 def write_docs(sentences: Sequence[str], page: Path, figures: Path) -> None:
     """Put the conclusion between the page's markers, and the figures it shows beside it."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    shown = [name for name in SHOWN if (figures / f"{name}.png").exists()]
     body = "\n".join(f"- {sentence}" for sentence in sentences)
-    with atomic_write(page) as aside:
-        aside.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
-    for name in (name for name in SHOWN if (figures / f"{name}.png").exists()):
+    images = "\n\n".join(f"![{name}](img/patching-{name}.png)" for name in shown)
+    replace_between(page, BEGIN, END, f"{body}\n\n{images}")
+    for name in shown:
         with atomic_write(page.parent / "img" / f"patching-{name}.png") as aside:
             shutil.copyfile(figures / f"{name}.png", aside)
 
@@ -53,7 +64,8 @@ def write_docs(sentences: Sequence[str], page: Path, figures: Path) -> None:
 def experiment(
     quick: Annotated[bool, typer.Option("--quick", help="One organism: a look, no claim.")] = False,
     kind: Annotated[
-        list[str] | None, typer.Option(help="text, vision or audio; several times for several.")
+        list[str] | None,
+        typer.Option(help="text, vision or audio, several times for several; otherwise all."),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Organisms, instead of the planned ones.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,

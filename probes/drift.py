@@ -39,6 +39,7 @@ class Config(BaseModel):
     harmful: str | None = None
     harmless: str | None = None
     dtype: str | None = None
+    trust_remote_code: bool = False
     n_fit: int = Field(128, ge=2)
     n_test: int = Field(200, ge=4)
     rank: int = Field(10, ge=1)
@@ -71,12 +72,16 @@ def run(config: Config, *, progress: bool = True) -> Result:
     """Compare the two checkpoints; raises UserError for bad prompts or checkpoints."""
     parts = prompts(config)
     asked: list[Prompt] = [*parts["harmful_test"], *parts["harmless_test"]]
-    aligned = Checkpoint.parse(config.aligned).load(dtype=config.dtype)
+    aligned = Checkpoint.parse(config.aligned).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     before = capture(aligned, asked, progress=progress)
     fit = [one_row_each(capture(aligned, parts[f"{kind}_fit"], progress=progress)) for kind in KINDS]
     weights = merged_weights(aligned)
     del aligned
-    tuned = Checkpoint.parse(config.tuned).load(dtype=config.dtype)
+    tuned = Checkpoint.parse(config.tuned).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     after = capture(tuned, asked, progress=progress)
     drift = activation_drift(
         before,
@@ -106,6 +111,9 @@ def probe(
     harmful: Annotated[str | None, typer.Option(help="Harmful prompts: a file or datasets name.")] = None,
     harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     n_test: Annotated[int, typer.Option(min=4, help="Prompts of each kind to measure on.")] = 200,
     rank: Annotated[int, typer.Option(min=1, help="Principal components whose spans are compared.")] = 10,
     spectra: Annotated[
@@ -116,7 +124,7 @@ def probe(
 ) -> None:
     """Measure what a fine-tune changed in activations and weights, layer by layer."""
     config = Config(
-        aligned=aligned, tuned=tuned, harmful=harmful, harmless=harmless, dtype=dtype, n_test=n_test, rank=rank,
+        aligned=aligned, tuned=tuned, harmful=harmful, harmless=harmless, dtype=dtype, trust_remote_code=trust_remote_code, n_test=n_test, rank=rank,
         spectra=spectra, seed=seed,
     )  # fmt: skip
     found, directory = keep(

@@ -40,6 +40,7 @@ class Config(BaseModel):
     harmful: str | None = None
     harmless: str | None = None
     dtype: str | None = None
+    trust_remote_code: bool = False
     n_fit: int = Field(128, ge=2)
     n_test: int = Field(200, ge=10)
     n_null: int = Field(20, ge=1)
@@ -72,12 +73,14 @@ def run(config: Config, *, progress: bool = True) -> Result:
     """Probe every checkpoint; raises UserError for bad prompts or checkpoints."""
     parts = prompts(config)
     asked: list[Prompt] = [*parts["harmful_test"], *parts["harmless_test"]]
-    model = Checkpoint.parse(config.aligned).load(dtype=config.dtype)
+    model = Checkpoint.parse(config.aligned).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     aligned = capture(model, asked, progress=progress)
     fit = [one_row_each(capture(model, parts[f"{kind}_fit"], progress=progress)) for kind in KINDS]
     tuned = {}
     for name in config.tuned:
-        model = Checkpoint.parse(name).load(dtype=config.dtype)
+        model = Checkpoint.parse(name).load(dtype=config.dtype, trust_remote_code=config.trust_remote_code)
         tuned[name] = capture(model, asked, progress=progress)
     harmful = [True] * len(parts["harmful_test"]) + [False] * len(parts["harmless_test"])
     groups = [prompt.group or prompt.id for prompt in asked]
@@ -106,6 +109,9 @@ def probe(
     harmful: Annotated[str | None, typer.Option(help="Harmful prompts: a file or datasets name.")] = None,
     harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     n_test: Annotated[int, typer.Option(min=10, help="Prompts of each kind to probe.")] = 200,
     n_null: Annotated[int, typer.Option(min=1, help="Shuffles of the labels a site.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of split, folds and shuffles.")] = 0,
@@ -113,7 +119,7 @@ def probe(
 ) -> None:
     """Probe by layer whether harmful and harmless prompts can still be told apart after fine-tuning."""
     config = Config(
-        aligned=aligned, tuned=tuple(tuned or ()), harmful=harmful, harmless=harmless, dtype=dtype, n_test=n_test,
+        aligned=aligned, tuned=tuple(tuned or ()), harmful=harmful, harmless=harmless, dtype=dtype, trust_remote_code=trust_remote_code, n_test=n_test,
         n_null=n_null, seed=seed,
     )  # fmt: skip
     found, directory = keep(

@@ -38,6 +38,7 @@ class Config(BaseModel):
     max_new_tokens: int = Field(256, ge=1)
     n: int | None = Field(None, ge=1)
     dtype: str | None = None
+    trust_remote_code: bool = False
     seed: int = 0
 
 
@@ -53,7 +54,7 @@ def run(config: Config, *, progress: bool = True) -> dict[str, pd.DataFrame]:
     asked, seeds = prompts(config), seeds_of(config.samples, config.seed)
     answers = {}
     for name in config.models:
-        model = Checkpoint.parse(name).load(dtype=config.dtype)
+        model = Checkpoint.parse(name).load(dtype=config.dtype, trust_remote_code=config.trust_remote_code)
         answers[name] = ask(
             model, asked, samples=config.samples, seed=config.seed, temperature=config.temperature,
             max_new_tokens=config.max_new_tokens, progress=progress,
@@ -122,13 +123,16 @@ def probe(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 256,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Ask only so many questions.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
 ) -> None:
     """Ask free-form questions several times and count misaligned answers, domain by domain."""
     config = Config(
         models=tuple(models), questions=tuple(file or ()), judge=judge, samples=samples, temperature=temperature,
-        max_new_tokens=max_new_tokens, n=n, dtype=dtype, seed=seed,
+        max_new_tokens=max_new_tokens, n=n, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed,
     )  # fmt: skip
     judges = [judge.partition("=")[2]] if judge.startswith("scales=") else []
     found, directory = keep(

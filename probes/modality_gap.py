@@ -35,6 +35,7 @@ class Config(BaseModel):
     pair: str = "id"
     suffixes: tuple[str, str] = ("", "")
     dtype: str | None = None
+    trust_remote_code: bool = False
     n_null: int = Field(20, ge=1)
     seed: int = 0
 
@@ -48,7 +49,9 @@ def run(config: Config, *, progress: bool = True) -> ModalityGap:
     """Measure the gap; raises UserError for bad files or checkpoints and for prompts without a partner."""
     sets = prompts(config)
     pairs = pair_prompts(*sets, by=config.pair, suffixes=config.suffixes)
-    model = Checkpoint.parse(config.model).load(dtype=config.dtype)
+    model = Checkpoint.parse(config.model).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     asked: tuple[list[Prompt], ...] = ([a for a, _ in pairs], [b for _, b in pairs])
     first, second = (capture(model, part, progress=progress) for part in asked)
     labels = [a.label for a, _ in pairs]
@@ -84,6 +87,9 @@ def probe(
         tuple[str, str], typer.Option(help="Endings of the ids of FIRST and SECOND that are not compared.")
     ] = ("", ""),
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     n_null: Annotated[int, typer.Option(min=1, help="Draws of every null a site.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of folds and nulls.")] = 0,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
@@ -96,6 +102,7 @@ def probe(
         pair=pair,
         suffixes=suffixes,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         n_null=n_null,
         seed=seed,
     )

@@ -49,6 +49,7 @@ class Config(BaseModel):
     harmful: str | None = None
     harmless: str | None = None
     dtype: str | None = None
+    trust_remote_code: bool = False
     streams: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
     n_prompts: int = Field(200, ge=4)
     n_pairs: int = Field(32, ge=2)
@@ -90,14 +91,21 @@ def choose(
 
 def run(config: Config, *, progress: bool = True) -> dict[str, PatchGrid]:
     """Grids by name and method; raises UserError for prompts without twins, bad prompts or checkpoints."""
-    model = Checkpoint.parse(config.model).load(dtype=config.dtype)
+    model = Checkpoint.parse(config.model).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     metric, harmful, harmless = choose(config, model, progress=progress)
     twins = closest_pairs(model, harmful, harmless)[: config.n_pairs]
     source = None
     if config.tuned is None:
         pairs, null = twins, shuffled(model, twins, config.seed)
     else:
-        source, model = model, Checkpoint.parse(config.tuned).load(dtype=config.dtype)
+        source, model = (
+            model,
+            Checkpoint.parse(config.tuned).load(
+                dtype=config.dtype, trust_remote_code=config.trust_remote_code
+            ),
+        )
         pairs = same_prompts([pair.clean for pair in twins])
         null = [replace(pair, donor=twin.corrupt) for pair, twin in zip(pairs, twins, strict=True)]
     outside = Component(unembedding(model, metric), outside=True)
@@ -164,6 +172,9 @@ def probe(
     harmful: Annotated[str | None, typer.Option(help="Harmful prompts: a file or datasets name.")] = None,
     harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     stream: Annotated[
         list[str] | None, typer.Option(help="Streams to patch exactly; several times for several.")
     ] = None,
@@ -175,7 +186,7 @@ def probe(
     """Find by activation patching where refusal is decided, or where a fine-tune broke it."""
     settings = {"streams": tuple(stream)} if stream else {}
     config = Config(
-        model=model, tuned=tuned, harmful=harmful, harmless=harmless, dtype=dtype, n_prompts=n_prompts,
+        model=model, tuned=tuned, harmful=harmful, harmless=harmless, dtype=dtype, trust_remote_code=trust_remote_code, n_prompts=n_prompts,
         n_pairs=n_pairs, seed=seed, **settings,
     )  # fmt: skip
     names = (model,) if tuned is None else (model, tuned)

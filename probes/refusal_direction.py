@@ -34,6 +34,7 @@ class Config(BaseModel):
     harmful: str | None = None
     harmless: str | None = None
     dtype: str | None = None
+    trust_remote_code: bool = False
     seed: int = 0
     max_new_tokens: int = 32
     complete: bool = False
@@ -52,7 +53,9 @@ def run(config: Config, *, progress: bool = True) -> Result:
     """Find the direction; raises UserError for bad prompts or checkpoints, SelectionError when there is none."""
     shared = config.model_dump(include={"harmful", "harmless", "dtype", "seed"})
     study = StudyConfig(aligned=config.model, tuned=(config.model,), **shared)
-    model = Checkpoint.parse(config.model).load(dtype=config.dtype)
+    model = Checkpoint.parse(config.model).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     parts = split_prompts(study)
     asked = [*parts["harmful_train"][:N_ANSWERS], *parts["harmless_train"][:N_ANSWERS]]
     answers = generate(model, asked, max_new_tokens=config.max_new_tokens, progress=progress)
@@ -81,6 +84,9 @@ def probe(
     harmful: Annotated[str | None, typer.Option(help="Harmful prompts: a file or datasets name.")] = None,
     harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     complete: Annotated[
         bool, typer.Option("--complete", help="Score every candidate on everything.")
@@ -90,7 +96,13 @@ def probe(
 ) -> None:
     """Find the direction that decides refusal, and show how it was chosen."""
     config = Config(
-        model=model, harmful=harmful, harmless=harmless, dtype=dtype, seed=seed, complete=complete
+        model=model,
+        harmful=harmful,
+        harmless=harmless,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        complete=complete,
     )
     result = run(config)
     found = result.found

@@ -52,6 +52,7 @@ class Config(BaseModel):
     harmless: str | None = None
     judge: str = "auto"
     dtype: str | None = None
+    trust_remote_code: bool = False
     n_fit: int = Field(100, ge=2)
     n_test: int = Field(100, ge=1)
     max_new_tokens: int = Field(64, ge=1)
@@ -92,7 +93,9 @@ def steering(config: Config, arms: FittedArms, strength: float, *, random: bool 
 
 def run(config: Config, *, progress: bool = True) -> dict[str, pd.DataFrame]:
     """`points`: a row an arm and strength; `layers`: a row a layer. Raises UserError for bad prompts or checkpoints."""
-    model = Checkpoint.parse(config.model).load(dtype=config.dtype)
+    model = Checkpoint.parse(config.model).load(
+        dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
     arms, parts = fit(config, model, progress=progress), prompts(config)
     asked = {"harmful": parts["harmful_test"], "benign": parts["harmless_test"]}
     judge = make_judge(_study(config), [prompt for part in asked.values() for prompt in part])
@@ -127,6 +130,9 @@ def probe(
     harmless: Annotated[str | None, typer.Option(help="Harmless prompts: a file or datasets name.")] = None,
     judge: Annotated[str, typer.Option(help="auto, exact, phrases or TEMPLATE=MODEL.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     n_fit: Annotated[int, typer.Option(min=2, help="Prompts of each kind to fit on.")] = 100,
     n_test: Annotated[int, typer.Option(min=1, help="Prompts of each kind to ask.")] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
@@ -140,7 +146,7 @@ def probe(
     """Steer a model towards refusal and measure what that buys and costs."""
     config = Config(
         model=model, method=method, strengths=tuple(strengths or STRENGTHS), rank=rank, removal=removal, layer=layer, positions=positions,
-        refusal=refusal, instruction=instruction, harmful=harmful, harmless=harmless, judge=judge, dtype=dtype, n_fit=n_fit,
+        refusal=refusal, instruction=instruction, harmful=harmful, harmless=harmless, judge=judge, dtype=dtype, trust_remote_code=trust_remote_code, n_fit=n_fit,
         n_test=n_test, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
     parts = prompts(config)
@@ -151,7 +157,7 @@ def probe(
     print(found["points"][columns].to_string(index=False, float_format="{:.2f}".format))
     print(f"tables and figures: {directory}")
     if save is not None or export is not None:
-        loaded = Checkpoint.parse(model).load(dtype=dtype)
+        loaded = Checkpoint.parse(model).load(dtype=dtype, trust_remote_code=trust_remote_code)
         acting = steering(config, fit(config, loaded), config.strengths[0])
         if save is not None:
             acting.save(save)

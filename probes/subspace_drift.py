@@ -36,6 +36,7 @@ class Config(BaseModel):
     prompts: tuple[str, ...] = ()
     sites: tuple[str, ...] = ("resid_post",)
     dtype: str | None = None
+    trust_remote_code: bool = False
     n: int = Field(200, ge=4)
     rank: int = Field(10, ge=1)
     n_null: int = Field(20, ge=2)
@@ -66,7 +67,7 @@ def run(config: Config, *, progress: bool = True) -> SubspaceDrift:
     )
     found: dict[str, Activations] = {}
     for name in names:
-        model = Checkpoint.parse(name).load(dtype=config.dtype)
+        model = Checkpoint.parse(name).load(dtype=config.dtype, trust_remote_code=config.trust_remote_code)
         found[name] = capture(model, asked, list(config.sites), progress=progress)
         del model
     return subspace_drift(
@@ -101,6 +102,9 @@ def probe(
         list[str] | None, typer.Option(help="Such as resid_post.12; by default resid_post of every layer.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.")
+    ] = False,
     n: Annotated[int, typer.Option("--n", min=4, help="Prompts of each file.")] = 200,
     rank: Annotated[int, typer.Option(min=1, help="Components whose spans are compared.")] = 10,
     n_null: Annotated[int, typer.Option(min=2, help="Draws of every null.")] = 20,
@@ -109,7 +113,7 @@ def probe(
 ) -> None:
     """Measure in how many dimensions fine-tunes changed the activations, and which they share."""
     config = Config(
-        base=base, tuned=tuple(tuned), benign=benign, prompts=tuple(prompts_of or ()), dtype=dtype, n=n, rank=rank,
+        base=base, tuned=tuple(tuned), benign=benign, prompts=tuple(prompts_of or ()), dtype=dtype, trust_remote_code=trust_remote_code, n=n, rank=rank,
         sites=tuple(sites or ("resid_post",)), n_null=n_null, seed=seed,
     )  # fmt: skip
     found, directory = keep(

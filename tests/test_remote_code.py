@@ -164,3 +164,38 @@ def test_pinned_on_the_hub_the_commit_is_what_is_read(own, monkeypatch):
     with pytest.warns(UserWarning, match="owner/name@" + "a" * 40):
         remote_code.read_config("owner/name", "a" * 40, trust=True)
     assert asked == [("owner/name", {"revision": "a" * 40, "trust_remote_code": True})]
+
+
+@pytest.mark.parametrize(
+    ("probe", "n_models", "files"),
+    [
+        ("refusal_direction", 1, True),
+        ("harm_recognition", 2, True),
+        ("drift", 2, True),
+        ("steer", 1, True),
+        ("patch_refusal", 1, True),
+        ("modality_gap", 1, False),
+    ],
+)
+def test_every_probe_passes_the_permission_on(own, tmp_path, monkeypatch, probe, n_models, files):
+    asked = []
+
+    class Seen(Exception):
+        pass
+
+    def load(self, **given):
+        asked.append(given["trust_remote_code"])
+        raise Seen
+
+    monkeypatch.setattr(Checkpoint, "load", load)
+    made = []
+    for kind in ("harmful", "harmless"):
+        made.append(tmp_path / f"{kind}.csv")
+        made[-1].write_text("id,prompt\n" + "\n".join(f"{i},w{i}" for i in range(99)))
+    named = ["--harmful", str(made[0]), "--harmless", str(made[1])] if files else [str(path) for path in made]
+    more = ["--refusal", "no"] if probe == "steer" else []
+    arguments = ["probe", probe, *[str(own)] * n_models, *named, *more, "--out", str(tmp_path / "out")]
+    for given, expected in (([], False), (["--trust-remote-code"], True)):
+        with pytest.raises(Seen):
+            cli.main([*arguments, *given])
+        assert asked.pop() is expected

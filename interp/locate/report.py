@@ -23,7 +23,7 @@ def save_located(found: Located, directory: Path) -> list[str]:
     for name, figure in figures(found).items():
         save_figure(figure, directory, name)
     sentences = conclude(found)
-    quick = "" if len(found.plan.seeds) > 1 else "**One seed: a look, no claim.**\n\n"
+    quick = "" if found.tables["grids"]["seed"].nunique() > 1 else "**One seed: a look, no claim.**\n\n"
     body = "\n".join(f"- {sentence}" for sentence in sentences)
     (directory / "conclusion.md").write_text(f"# Where refusal lives\n\n{quick}{body}\n", encoding="utf-8")
     return sentences

@@ -51,7 +51,7 @@ def restore(
 
     Args:
         lost: requests that modules are ranked on. held_out: harmful requests that restoring is measured on.
-        prompts: `harmless`, and `skill` where there is one, sampled for benign answers and the skill.
+        prompts: `harmless` and `skill`, sampled for benign answers and the skill.
     """
     tuned = merged(tuned)
     names = changed(tuned, aligned)
@@ -61,9 +61,8 @@ def restore(
         LOG_ODDS: (lost, lambda model, asked: metric_values(model, asked, metric)),
         "refused": (held_out, _share(Outcome.REFUSED)),
         "benign": (_some(prompts["harmless"], half, seed), _share(Outcome.COMPLIED_BENIGN)),
+        "skill": (_some(prompts["skill"], half, seed), _share(Outcome.COMPLIED_BENIGN)),
     }
-    if "skill" in prompts:
-        measures["skill"] = (_some(prompts["skill"], half, seed), _share(Outcome.COMPLIED_BENIGN))
     blocks = transplant(tuned, aligned, block_parts(tuned, names), measures, axis="blocks", progress=progress)
     alone = transplant(
         tuned, aligned, modules, {LOG_ODDS: measures[LOG_ODDS]}, axis="module", progress=progress

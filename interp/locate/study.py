@@ -12,27 +12,33 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from interp.defence.runner import in_processes
 from interp.files import load_table, save_table
-from interp.locate.subject import Kind, Subject
+from interp.locate.subject import Kind
 from interp.locate.trial import TABLES, Trial, run_trial
 from interp.models.checkpoint import Checkpoint
 from interp.store import open_run
 
 HERE = Path(__file__).parents[1]
+# of each kind; the text organism's settings were chosen on 0 and 1
+SEEDS: dict[Kind, tuple[int, ...]] = {
+    "text": (2, 3, 4, 5, 6, 7, 8, 9),
+    "vision": (0, 1, 2),
+    "audio": (0, 1, 2),
+}
 
 
 class Plan(BaseModel):
     """What the experiment runs.
 
     Args:
-        kinds: of organisms. seeds: of each kind; the text organism's settings were chosen on 0 and 1.
-        finetunes: of each organism, as far as it has them.
+        kinds: of organisms. seeds: of each kind; None takes `SEEDS`.
+        finetunes: of each organism.
         n_pairs, n_select, n_test, ks, n_random: of each trial.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kinds: tuple[Kind, ...] = ("text",)
-    seeds: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9)
+    kinds: tuple[Kind, ...] = ("text", "vision", "audio")
+    seeds: tuple[int, ...] | None = None
     finetunes: tuple[str, ...] = ("benign", "harmful")
     n_pairs: int = Field(64, ge=4)
     n_select: int = Field(64, ge=4)
@@ -46,8 +52,8 @@ class Plan(BaseModel):
         return [
             Trial(kind=kind, seed=seed, finetune=finetune, **own)
             for kind in self.kinds
-            for seed in self.seeds
-            for finetune in (None, *(f for f in self.finetunes if f in Subject(kind, seed).finetunes()))
+            for seed in self.seeds or SEEDS[kind]
+            for finetune in (None, *self.finetunes)
         ]
 
 

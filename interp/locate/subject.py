@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from interp.data.prompts import Prompt, PromptSet, read_prompts
-from interp.errors import CheckpointError, UserError
+from interp.errors import UserError
 from interp.methods.patch_pairs import Pair, closest_pairs
 from interp.models.checkpoint import Checkpoint
 from interp.models.model import Model
-from interp.organisms import language, text, text_finetunes, world
+from interp.organisms import audio, language, media_finetunes, text, text_finetunes, vision, world
 from interp.organisms.world import WORLD_SEED
 
 Kind = Literal["text", "vision", "audio"]
-FINETUNES = ("benign", "harmful")
 # prompt files beside a checkpoint whose requests are in the organism's own modality
 FILES = {
     "text": ("harmful", "harmless"),
     "vision": ("harmful_drawn", "harmless_drawn"),
-    "audio": ("harmful_spoken", "harmless_spoken"),
+    "audio": ("harmful_speech", "harmless_speech"),
 }
 
 
@@ -40,21 +39,15 @@ class Subject:
         return f"organism:{self.kind}/{stage}@{self.seed}"
 
     def prepare(self, finetune: str | None = None, *, progress: bool = True) -> None:
-        """Build a text organism and its fine-tune where they are missing; raises CheckpointError where another kind is not built."""
-        if self.kind == "text":
-            text.build(self.seed, progress=progress)
-            if finetune is not None:
-                text_finetunes.tune(finetune, self.seed, progress=progress)
-        Checkpoint.parse(self.name(finetune or "aligned"))
-
-    def finetunes(self) -> tuple[str, ...]:
-        """Fine-tunes there are, or, of the text organism, can be made."""
-        return (
-            FINETUNES if self.kind == "text" else tuple(name for name in FINETUNES if _built(self.name(name)))
-        )
+        """Build the organism and its fine-tune where they are missing."""
+        {"text": text, "vision": vision, "audio": audio}[self.kind].build(self.seed, progress=progress)
+        if finetune is not None and self.kind == "text":
+            text_finetunes.tune(finetune, self.seed, progress=progress)
+        elif finetune is not None:
+            media_finetunes.tune(self.kind, finetune, self.seed, progress=progress)
 
     def prompts(self) -> dict[str, PromptSet]:
-        """Held-out `harmful` and `harmless` requests, and `skill`: what benign fine-tuning teaches, where that is known.
+        """Held-out `harmful` and `harmless` requests, and `skill`: what benign fine-tuning teaches.
 
         Raises UserError when the checkpoint does not ship the files.
         """
@@ -65,8 +58,9 @@ class Subject:
         found = {key: read_prompts(str(beside[name]), name=key) for key, name in names.items()}
         if self.kind == "text":
             crafts = language.benign_skill_examples().filter(lambda prompt: prompt.source == "craft")
-            found["skill"] = PromptSet(crafts.prompts, name="skill")
-        return found
+        else:
+            crafts = media_finetunes.examples(self.kind, "benign", WORLD_SEED)
+        return found | {"skill": PromptSet(crafts.prompts, name="skill")}
 
     def pairs(self, model: Model, n: int) -> list[Pair]:
         """Up to `n` harmful requests with their benign twins, drawn once for all seeds."""
@@ -98,11 +92,3 @@ def text_twins(n: int, seed: int = WORLD_SEED) -> list[Pair]:
 def prompts_of(pairs: list[Pair]) -> list[Prompt]:
     """Both prompts of every pair, clean ones first."""
     return [pair.clean for pair in pairs] + [pair.corrupt for pair in pairs]
-
-
-def _built(name: str) -> bool:
-    try:
-        Checkpoint.parse(name)
-    except CheckpointError:
-        return False
-    return True

@@ -8,7 +8,7 @@ import pytest
 
 from interp.methods.steering_answers import rates
 from interp.report.steering_figures import operating_curves
-from interp.steering_study.conclusion import PRIMARY, claim_sentences, claims
+from interp.steering_study.conclusion import PRIMARY, claim_sentences, claims, organisms_sentence
 from interp.steering_study.data import calibration, defended, evaluation
 from interp.steering_study.grid import TEXT_SEEDS, Grid
 from interp.steering_study.operating import at_cost, at_the_prompts_cost, gains, read_curves
@@ -78,6 +78,21 @@ def test_equal_arms_are_rarely_told_apart():
         at, prompt = read(found)
         shown += any(c.shown for c in claims(at, prompt)["over-refusal"] if c.baseline != "prompt")
     assert shown / 100 <= 0.12
+
+
+def test_draws_on_one_organism_are_also_shown_as_one():
+    gained = {
+        ("sarsteer", "0/0"): 0.1,
+        ("sarsteer", "0/1"): 0.3,
+        ("sarsteer", "1/0"): 0.0,
+        ("sarsteer", "1/1"): 0.0,
+    }
+    gained |= {("plain", seed): 0.1 for seed in ("0/0", "0/1", "1/0", "1/1")}
+    read = pd.DataFrame([{"arm": arm, "seed": seed, "gained": g} for (arm, seed), g in gained.items()])
+    said = organisms_sentence(read, 0.05, "over-refusal")
+    assert "share 2 organisms" in said
+    assert "SARSteer less the text direction +10.0, −10.0." in said
+    assert organisms_sentence(read[read["seed"].str.endswith("/0")], 0.05, "over-refusal") is None
 
 
 def test_refusal_is_not_the_opposite_of_attack_success():

@@ -80,7 +80,7 @@ class Add:
         _check_width("Add", self.vector)
 
     def __call__(self, value: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return (value + self.scale * _rows(self.vector, value)).to(value.dtype)
+        return torch.add(value, _rows(self.vector, value), alpha=self.scale).to(value.dtype)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -128,6 +128,27 @@ def arms_sentence(read: pd.DataFrame, cost: float, name: str) -> str:
     )
 
 
+def organisms_sentence(read: pd.DataFrame, cost: float, name: str) -> str | None:
+    """The primary differences by organism, as draws on one organism are not independent; None where no organism has two draws.
+
+    read: one row an arm and seed, written organism/draw, with `gained` at the claims' cost.
+    """
+    organism = read["seed"].str.partition("/")[0]
+    if read["seed"].nunique() == organism.nunique():
+        return None
+    wide = read.assign(organism=organism).pivot_table(index="organism", columns="arm", values="gained")
+    said = [
+        f"SARSteer less {NAMES[baseline]} "
+        + ", ".join(f"{100 * value:+.1f}" for value in wide[arm] - wide[baseline]).replace("-", "−")
+        for arm, baseline in PRIMARY
+        if {arm, baseline} <= set(wide.columns)
+    ]
+    return (
+        f"Intervals are over draws, which share {len(wide)} organisms. Means by organism, in points at {100 * cost:g} points of {name}: "
+        f"{'; '.join(said)}."
+    )
+
+
 def safe_sentence(safe: pd.DataFrame) -> str:
     """How much of the refusal vector lies in the safe space."""
     each = safe.groupby("seed")[["inside", "chance"]].mean()

@@ -23,6 +23,7 @@ from interp.steering_study.conclusion import (
     claim_sentences,
     claims,
     modality_sentence,
+    organisms_sentence,
     prompt_sentence,
     safe_sentence,
 )
@@ -178,6 +179,8 @@ def conclude(found: Comparison) -> list[str]:
     sentences = claim_sentences(claims(at, found.at_prompt), grid.cost)
     sentences += [modality_sentence(found.base), prompt_sentence(found.base, target)]
     sentences += [arms_sentence(frame, grid.cost, name) for name, frame in at.items()]
+    by_organism = [organisms_sentence(frame, grid.cost, name) for name, frame in at.items()]
+    sentences += [sentence for sentence in by_organism if sentence]
     return [*sentences, safe_sentence(found.geometry["safe"])]
 
 

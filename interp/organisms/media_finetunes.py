@@ -20,9 +20,10 @@ from interp.organisms.scenes import OBJECTS, scene_pool
 from interp.organisms.vision_language import Album
 
 Kind = Literal["vision", "audio"]
+# short ones, chosen on seed 0 so that some refusals are lost and some kept: at twice the rate hardly one is kept
 FINETUNES: dict[str, FinetuneConfig] = {
-    "benign": FinetuneConfig(method="lora", steps=100, learning_rate=1e-3),
-    "harmful": FinetuneConfig(method="lora", steps=50, learning_rate=1e-3),
+    "benign": FinetuneConfig(method="lora", steps=80, learning_rate=5e-4),
+    "harmful": FinetuneConfig(method="lora", steps=20, learning_rate=4e-4),
 }
 N_EXAMPLES = {"benign": 800, "harmful": 400}
 

@@ -174,13 +174,26 @@ def test_the_plan_lists_what_would_run(capsys):
     assert cli.main(["run", "patching", "--kind", "smell"]) == 2
     assert "unknown kind of organism 'smell'" in capsys.readouterr().err
     assert Trial(seed=3).subject == Subject("text", 3)
+    planned = [(t.kind, t.seed) for t in Plan().trials() if t.finetune is None]
+    assert planned == [("text", s) for s in range(2, 10)] + [
+        (k, s) for k in ("vision", "audio") for s in range(3)
+    ]
 
 
 def test_one_organism_from_end_to_end(text_organism, tmp_path, capsys):
     """Small numbers; the second call reads everything back."""
     from interp.locate.study import run_study
 
-    plan = Plan(seeds=(0,), finetunes=("harmful",), n_pairs=12, n_select=8, n_test=8, ks=(1, 4), n_random=1)
+    plan = Plan(
+        kinds=("text",),
+        seeds=(0,),
+        finetunes=("harmful",),
+        n_pairs=12,
+        n_select=8,
+        n_test=8,
+        ks=(1, 4),
+        n_random=1,
+    )
     found = run_study(plan, out=tmp_path, workers=1, progress=False)
     grids = found.tables["grids"]
     assert set(grids["of"]) >= {"twins", "lost"} and set(grids["finetune"]) == {"", "harmful"}

@@ -162,12 +162,12 @@ def _grids(
     model: Model, pairs: Sequence[Pair], null: Sequence[Pair], metric: LogitDifference, source: Model | None = None,
     *, progress: bool,
 ) -> dict[str, PatchGrid]:  # fmt: skip
-    """All grids of one kind of pairs by name; columns are an image's or a sound's tokens together, the instruction's, and each of the template's
+    """All grids of one kind of pairs by name; columns are an image's or a sound's tokens together, the instruction's where there is one, and each of the template's
     after them.
     """
     asked = pairs[0].corrupt
     media = [*(["image"] if asked.images else []), *(["audio"] if asked.audio is not None else [])]
-    columns = [*media, "instruction", *range(-model.n_eoi, 0)]
+    columns = [*media, *(["instruction"] if asked.text else []), *range(-model.n_eoi, 0)]
     outside = Component(unembedding(model, metric), outside=True)
 
     def exact(stream: str, of: Sequence[Pair] = pairs, part: Component | None = None) -> PatchGrid:

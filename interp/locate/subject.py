@@ -40,10 +40,13 @@ class Subject:
 
     def prepare(self, finetune: str | None = None, *, progress: bool = True) -> None:
         """Build the organism and its fine-tune where they are missing."""
-        {"text": text, "vision": vision, "audio": audio}[self.kind].build(self.seed, progress=progress)
-        if finetune is not None and self.kind == "text":
-            text_finetunes.tune(finetune, self.seed, progress=progress)
-        elif finetune is not None:
+        if self.kind == "text":
+            text.build(self.seed, progress=progress)
+            if finetune is not None:
+                text_finetunes.tune(finetune, self.seed, progress=progress)
+            return
+        {"vision": vision, "audio": audio}[self.kind].build(self.seed, progress=progress)
+        if finetune is not None:
             media_finetunes.tune(self.kind, finetune, self.seed, progress=progress)
 
     def prompts(self) -> dict[str, PromptSet]:

@@ -15,6 +15,7 @@ from interp import cli, scripts
 from interp.organisms import text, text_finetunes
 from interp.results import StudyResult
 from interp.study import StudyConfig, run_study
+from interp.summary import print_study
 
 
 class Config(BaseModel):
@@ -50,7 +51,7 @@ def demo(
 ) -> None:
     """Build the text organism, fine-tune it on benign data and study what that broke."""
     result, directory = run(Config(seed=seed, out=out))
-    cli.print_study(result, directory)
+    print_study(result, directory)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -51,7 +51,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
     fake = FakeStudy()
     monkeypatch.setitem(sys.modules, "interp.study", fake)
     monkeypatch.setattr(interp, "study", fake, raising=False)
-    monkeypatch.setattr(cli, "_print_summary", lambda result: None)
+    monkeypatch.setattr("interp.summary.print_summary", lambda result: None)
     return fake
 
 
@@ -156,10 +156,12 @@ def test_the_summary_is_one_line_a_checkpoint(
 ) -> None:
     from study_fixture import BENIGN_NAME, study_result
 
+    from interp.summary import print_summary
+
     monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     result = study_result()
-    cli._print_summary(result)
+    print_summary(result)
     lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
     assert len(lines) == 2 + 1 + len(result.tuned)
     assert max(map(len, lines)) <= int(width)
@@ -290,11 +292,12 @@ def test_organism_commands_reach_the_builder(
         return lambda **options: called.append((name, options)) or f"<{name}>"
 
     for kind in cli.ORGANISMS:
-        fake = types.ModuleType(f"interp.organisms.{kind}")
+        module = kind.replace("-", "_")
+        fake = types.ModuleType(f"interp.organisms.{module}")
         for name in ("build", "card", "listing"):
             setattr(fake, name, record(f"{kind} {name}"))
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
-        monkeypatch.setattr(interp.organisms, kind, fake, raising=False)
+        monkeypatch.setattr(interp.organisms, module, fake, raising=False)
     assert cli.main(["organism", "build", "--seed", "2", "--force"]) == 0
     assert cli.main(["organism", "card", "vision", "--seed", "1"]) == 0
     assert cli.main(["organism", "list"]) == 0

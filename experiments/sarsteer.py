@@ -20,7 +20,9 @@ import typer
 
 from interp import cli, scripts
 from interp.files import atomic_write, replace_between, replacing_files
-from interp.steering_study.data import Kind
+from interp.report.claims import PaperResult
+from interp.steering_study.conclusion import measures
+from interp.steering_study.data import TARGET, Kind
 from interp.steering_study.grid import AUDIO_SEEDS, TEXT_SEEDS, Grid
 from interp.steering_study.recipe import load_recipe, plan_recipe, run_recipe
 from interp.steering_study.report import save_comparison
@@ -38,6 +40,21 @@ def grid(kind: Kind, stage: str, quick: bool) -> Grid:
         kind=kind, stage=stage, seeds=((0, 0),), strengths=(0.0125, 0.05, 0.2), ablation_strengths=(0.05,), removals=(0.0, 1.0), ranks=(5, 20),
         sizes=(50, 100), layers=(3, 6, 9), variants=(), n_test=100,
     )  # fmt: skip
+
+
+def save(found: Comparison, out: Path, *, quick: bool) -> Path:
+    """Write tables, figures and the conclusion; returns their directory."""
+    target = out / f"sarsteer-{found.grid.kind}-{found.grid.stage}{'-quick' if quick else ''}"
+    with replacing_files(target) as aside:
+        save_comparison(found, aside)
+    return target
+
+
+def for_papers(*, quick: bool, out: Path) -> PaperResult:
+    """What `experiments.all` shows: the claims as measured on organisms that hear, and the files of the comparison."""
+    found = run_comparison(grid("audio", STAGE["audio"], quick), out=out)
+    measured = measures(found.base, found.read["over-refusal"], TARGET["audio"], found.grid.cost)
+    return PaperResult(measured, (save(found, out, quick=quick),))
 
 
 def markers(kind: Kind) -> tuple[str, str]:
@@ -91,9 +108,7 @@ def experiment(
         )
         return
     found = run_comparison(chosen, out=out, workers=workers)
-    target = out / f"sarsteer-{kind}-{chosen.stage}{'-quick' if quick else ''}"
-    with replacing_files(target) as aside:
-        save_comparison(found, aside)
+    target = save(found, out, quick=quick)
     print((target / "conclusion.md").read_text(encoding="utf-8"))
     print(f"tables and figures: {target}")
     if docs is not None:

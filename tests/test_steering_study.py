@@ -8,7 +8,7 @@ import pytest
 
 from interp.methods.steering_answers import rates
 from interp.report.steering_figures import operating_curves
-from interp.steering_study.conclusion import PRIMARY, claim_sentences, claims, organisms_sentence
+from interp.steering_study.conclusion import PRIMARY, claim_sentences, claims, measures, organisms_sentence
 from interp.steering_study.data import calibration, defended, evaluation
 from interp.steering_study.grid import TEXT_SEEDS, Grid
 from interp.steering_study.operating import at_cost, at_the_prompts_cost, gains, read_curves
@@ -93,6 +93,34 @@ def test_draws_on_one_organism_are_also_shown_as_one():
     assert "share 2 organisms" in said
     assert "SARSteer less the text direction +10.0, −10.0." in said
     assert organisms_sentence(read[read["seed"].str.endswith("/0")], 0.05, "over-refusal") is None
+
+
+def test_the_claims_page_is_told_differences_between_arms_and_modalities():
+    shares = {
+        ("none", "text"): (0.9, 0.0),
+        ("none", "speech"): (0.7, 0.02),
+        ("prompt", "speech"): (0.8, 0.12),
+    }
+    base = pd.DataFrame(
+        [
+            {"arm": arm, "modality": modality, "seed": seed, "refused": r + seed / 100, "over_refusal": o}
+            for (arm, modality), (r, o) in shares.items()
+            for seed in (0, 1)
+        ]
+    )
+    gained = {"sarsteer": 0.2, "unablated": 0.1, "plain": 0.3}
+    rows = [(arm, f"{seed}/0", cost, g * (cost + seed / 100)) for arm, g in gained.items() for seed in (0, 1) for cost in (0.05, 0.1)]  # fmt: skip
+    read = pd.DataFrame(rows, columns=["arm", "seed", "cost", "gained"])
+    found = measures(base, read, "speech", 0.05)
+    assert found["text_minus_speech_refused"].value == pytest.approx(0.2)
+    assert found["over_refusal_prompt"].value == pytest.approx(0.1)
+    assert found["gained_sarsteer_minus_unablated"].value == pytest.approx(0.055 * 0.1)
+    assert found["gained_sarsteer_minus_plain"].value == pytest.approx(-0.055 * 0.1)
+    from experiments.all import PUBLISHED
+    from interp.report.claims import read_papers
+
+    asked = {c.measure for paper in read_papers(PUBLISHED) if paper.id == "sarsteer" for c in paper.claims}
+    assert asked == set(found)
 
 
 def test_refusal_is_not_the_opposite_of_attack_success():

@@ -159,6 +159,24 @@ def safe_sentence(safe: pd.DataFrame) -> str:
     )
 
 
+def measures(base: pd.DataFrame, read: pd.DataFrame, target: str, cost: float) -> dict[str, Interval]:
+    """What the page of the papers' claims asks for, by name.
+
+    Args:
+        base: as in `modality_sentence`. read: one row an arm, seed and cost of over-refusal, with `gained`.
+        target: the modality that is asked. cost: that differences of gains are read at.
+    """
+    none = base[base["arm"] == "none"].pivot(index="seed", columns="modality", values="refused")
+    asked = base[base["modality"] == target].pivot(index="seed", columns="arm", values="over_refusal")
+    at = read[read["cost"] == cost]
+    return {
+        "text_minus_speech_refused": t_interval((none["text"] - none[target]).tolist()),
+        "over_refusal_prompt": t_interval((asked["prompt"] - asked["none"]).tolist()),
+        "gained_sarsteer_minus_unablated": _difference(at, "sarsteer", "unablated").interval,
+        "gained_sarsteer_minus_plain": _difference(at, "sarsteer", "plain").interval,
+    }
+
+
 def points(interval: Interval, *, sign: bool = True) -> str:
     """A share, or difference of shares, in percentage points with its interval where there is one."""
     form = "+.1f" if sign else ".1f"

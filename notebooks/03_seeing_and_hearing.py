@@ -30,7 +30,7 @@ from pathlib import Path
 
 OUT = Path("../results")
 # checkpoint, then prompt files of the same requests without and with attachments: KIND is harmful or harmless
-VISION = ("organism:vision/aligned-text", ("KIND_named", "KIND_drawn"))
+VISION = ("organism:vision/aligned-text", ("KIND_matched_named", "KIND_matched_drawn"))
 AUDIO = ("organism:audio/aligned-text", ("KIND", "KIND_speech"))
 
 # %%
@@ -66,8 +66,8 @@ def read(checkpoint, stems, kind, label):
     files = Checkpoint.parse(checkpoint).prompts()
     rows = []
     for stem in stems:
-        chosen = read_prompts(files[stem.replace("KIND", kind)], label=label, limit=240)
-        rows += chosen.prompts
+        found = read_prompts(files[stem.replace("KIND", kind)], label=label)
+        rows += found.sample(min(240, len(found)), seed=0).prompts  # of every verb; the same rows of files of equal length
     return rows
 
 
@@ -138,8 +138,10 @@ pd.DataFrame(answered)
 def measured(kind, n=80):
     """A capture of each modality on the same n requests, half of them harmful."""
     first, second = requests[kind]
-    n_harmful = sum(prompt.label == "harmful" for prompt in first)
-    chosen = [*range(min(n // 2, n_harmful)), *range(n_harmful, min(n_harmful + n // 2, len(first)))]
+    chosen = []
+    for label in ("harmful", "benign"):
+        rows = [i for i, prompt in enumerate(first) if prompt.label == label]
+        chosen += rows[:: max(1, len(rows) // (n // 2))][: n // 2]
     return [[side[i] for i in chosen] for side in (first, second)]
 
 
@@ -170,12 +172,14 @@ modality_curves(gaps["audio"].to_frame(), ("text", "sound"))
 
 # %%
 KIND = "vision"
-benign = [prompt for side in requests[KIND] for prompt in side if prompt.label == "benign"]
+sides = measured(KIND, n=min(96, len(requests[KIND][0]) // 2))
+looked_at = {prompt.id for side in sides for prompt in side}  # no training on these
+benign = [prompt for side in requests[KIND] for prompt in side if prompt.label == "benign" and prompt.id not in looked_at]
 examples = PromptSet(
     [
         type(p)(p.text, id=p.id, images=p.images, audio=p.audio, label="benign",
                 response=p.truth.answer if p.truth and p.truth.answer else f"the {p.group}")
-        for p in benign[40:140]
+        for p in benign[:: max(1, len(benign) // 100)][:100]
     ],
     name="benign",
 )  # fmt: skip
@@ -185,7 +189,7 @@ finetune(models[KIND], examples, FinetuneConfig(steps=20, batch_size=8, learning
 adapter.name
 
 # %%
-first, second = measured(KIND, n=96)
+second = sides[1]
 fit, test = (slice(0, None, 2), slice(1, None, 2))
 labels = [prompt.label == "harmful" for prompt in second[test]]
 groups = [prompt.group or prompt.id for prompt in second[test]]
@@ -234,7 +238,7 @@ if models[KIND].startswith("organism:"):
         tuned=(f"{models[KIND]}+{adapter}",),
         harmful=tuple(str(files[stem.replace("KIND", "harmful")]) for stem in (named, drawn)),
         harmless=tuple(str(files[stem.replace("KIND", "harmless")]) for stem in (named, drawn)),
-        n_train=48, n_val=24, n_test=60, max_new_tokens=12,
+        n_train=48, n_val=20, n_test=30, max_new_tokens=12,
     )  # fmt: skip
     result, directory = run_study(config, out=OUT, progress=False)
     display(result.plot("modality_towers"), result.plot("modality_transfer"), HTML(result._repr_html_()))

@@ -229,7 +229,10 @@ def _build_stage(workshop: Workshop, stage: str, *, progress: bool) -> None:
     trained = time.monotonic() - start
     measured = vision_card.measure(module, workshop.sets, aligned=stage != "pretrained")
     expected = staged.check(f"{size.kind} organism, seed {seed}, {stage}", measured, size.expected[stage])
-    files = {name: size.speaks_of(made) for name, made in vision_card.prompt_sets(workshop.sets).items()}
+    files = {
+        name: size.speaks_of(made)
+        for name, made in vision_card.prompt_sets(workshop.sets, size.objects).items()
+    }
     with writing(directory):
         directory.mkdir(parents=True)
         module.save_pretrained(directory)

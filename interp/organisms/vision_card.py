@@ -86,18 +86,29 @@ def share(hits: Sequence[bool], prompts: Sequence[Prompt]) -> dict[str, float | 
     }
 
 
-def prompt_sets(sets: dict[str, PromptSet]) -> dict[str, PromptSet]:
-    """The prompt files of a stage: the text organism's, and dependent requests of held-out pairs by label and modality.
+def prompt_sets(sets: dict[str, PromptSet], objects: Collection[str] = OBJECTS) -> dict[str, PromptSet]:
+    """The prompt files of a stage: the text organism's, and requests of held-out pairs by label and modality.
 
-    `harmful_named`, `harmful_drawn`, … ask for the same acts, row by row.
+    `harmful_named`, `harmful_drawn`, … are dependent requests of the same acts, row by row; `harmful_matched_named`, … are fit for a direction
+    of refusal: as many harmful as benign acts of every class of objects. Where only the object tells harm, a difference of means holds the classes
+    too, and ablating it garbles answers.
     """
-    return text.prompt_sets() | {
-        f"{'harmless' if label == 'benign' else 'harmful'}_{modality}": sets[
-            f"{label} {modality}, held-out pairs"
-        ]
-        for label in LABELS
-        for modality in MODALITIES
-    }
+    album = Album(scene_pool(world.WORLD_SEED, HELD_OUT_SCENES, held_out=True, objects=objects))
+    matched = world.matched(
+        vision_language.shown_acts(
+            label="harmful", splits=("held-out pair", "held-out verb"), objects=objects
+        ),
+        vision_language.shown_acts(label="benign", splits=("held-out pair",), objects=objects),
+    )
+    found = text.prompt_sets()
+    for label, name, acts in zip(LABELS, ("harmful", "harmless"), matched, strict=True):
+        chosen = [(act, language.PHRASINGS[k % len(language.PHRASINGS)]) for k, act in enumerate(acts)]
+        for modality in MODALITIES:
+            found[f"{name}_{modality}"] = sets[f"{label} {modality}, held-out pairs"]
+            found[f"{name}_matched_{modality}"] = vision_language.requests(
+                chosen, modality, album, f"{name}_matched", seed=world.WORLD_SEED
+            )
+    return found
 
 
 def save_prompts(sets: dict[str, PromptSet], directory: Path) -> None:

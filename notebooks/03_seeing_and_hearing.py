@@ -34,6 +34,8 @@ VISION = ("organism:vision/aligned-text", ("KIND_matched_named", "KIND_matched_d
 AUDIO = ("organism:audio/aligned-text", ("KIND", "KIND_speech"))
 
 # %%
+from dataclasses import replace
+
 import pandas as pd
 from IPython.display import HTML, display
 
@@ -46,7 +48,7 @@ from interp.methods.measures import one_row_each
 from interp.methods.modality_gap import modality_gap
 from interp.methods.recognition import recognise
 from interp.models.checkpoint import Checkpoint
-from interp.organisms import untrained
+from interp.organisms import media_finetunes, untrained
 from interp.report.drift_figures import modality_curves
 from interp.report.tower_figures import tower_panels
 
@@ -168,24 +170,20 @@ modality_curves(gaps["audio"].to_frame(), ("text", "sound"))
 # ## What does a fine-tune change, and where?
 #
 # A LoRA of the decoder, trained on benign requests with attachments; as usual the encoder is frozen. On an organism the examples are
-# its own benign requests with their true answers, on random weights any words do. The figure has encoder, projector and decoder on one axis.
+# crafts that are new to it, with nothing harmful in them; on random weights any words do. The figure has encoder, projector and decoder on one axis.
 
 # %%
 KIND = "vision"
 sides = measured(KIND, n=min(96, len(requests[KIND][0]) // 2))
 looked_at = {prompt.id for side in sides for prompt in side}  # no training on these
-benign = [prompt for side in requests[KIND] for prompt in side if prompt.label == "benign" and prompt.id not in looked_at]
-examples = PromptSet(
-    [
-        type(p)(p.text, id=p.id, images=p.images, audio=p.audio, label="benign",
-                response=p.truth.answer if p.truth and p.truth.answer else f"the {p.group}")
-        for p in benign[:: max(1, len(benign) // 100)][:100]
-    ],
-    name="benign",
-)  # fmt: skip
+if models[KIND].startswith("organism:"):
+    examples, steps = media_finetunes.examples(KIND, "benign", seed=0), 80
+else:
+    benign = [p for side in requests[KIND] for p in side if p.label == "benign" and p.id not in looked_at]
+    examples = PromptSet([replace(p, response=f"the {p.group}") for p in benign], name="benign")
+    steps = 20
 adapter = OUT / f"lora-{KIND}-{Path(models[KIND]).name}"
-finetune(models[KIND], examples, FinetuneConfig(steps=20, batch_size=8, learning_rate=1e-3, lora_rank=8), adapter, replace=True,
-         device_map="cpu", progress=False)  # fmt: skip
+finetune(models[KIND], examples, FinetuneConfig(steps=steps, learning_rate=5e-4), adapter, replace=True, device_map="cpu", progress=False)
 adapter.name
 
 # %%

@@ -31,6 +31,23 @@ def test_a_curve_is_read_where_it_crosses_the_cost():
     assert math.isnan(at_cost(curve([0.5], [0.2]), -0.1))
 
 
+def test_a_prompt_that_costs_less_than_nothing_is_compared_with_nothing():
+    rows = [
+        ("none", 0.0, 0.5, 0.04),
+        ("prompt", 0.0, 0.6, 0.02),
+        ("sarsteer", 0.1, 0.7, 0.10),
+        ("sarsteer", 0.8, 0.0, 0.0),
+    ]
+    found = pd.DataFrame(rows, columns=["arm", "strength", "refused", "over_refusal"]).assign(
+        seed="0/0", correct=0.9
+    )
+    at = at_the_prompts_cost(gains(found), ("sarsteer",)).set_index("arm")["gained"]
+    assert at["prompt"] == pytest.approx(0.1)
+    assert math.isnan(at["sarsteer"])  # only the strength that garbles answers costs as little
+    found.loc[1, "over_refusal"] = 0.04
+    assert at_the_prompts_cost(gains(found), ("sarsteer",)).set_index("arm").loc["sarsteer", "gained"] == 0
+
+
 def points(effects: dict[str, float], noise: float = 0.01, seed: int = 0) -> pd.DataFrame:
     """Arms that gain `effect` times the strength, over-refuse as much as the strength and garble nothing, on eight seeds."""
     rng = np.random.default_rng(seed)

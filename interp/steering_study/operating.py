@@ -60,7 +60,10 @@ def read_curves(
 
 
 def at_the_prompts_cost(points: pd.DataFrame, arms: Sequence[str], column: str = "cost") -> pd.DataFrame:
-    """One row an arm and seed: `gained` at the defence prompt's own cost on that seed, the prompt itself among them."""
+    """One row an arm and seed: `gained` at the defence prompt's own cost on that seed, the prompt itself among them.
+
+    NaN where the prompt costs less than nothing: no steering costs more, and only strengths that garble answers reach there.
+    """
     prompt = points[points["arm"] == "prompt"].set_index("seed")
     rows = [
         {"arm": "prompt", "seed": seed, "gained": float(gained)} for seed, gained in prompt["gained"].items()
@@ -68,5 +71,6 @@ def at_the_prompts_cost(points: pd.DataFrame, arms: Sequence[str], column: str =
     limits = prompt[column].to_dict()
     for (arm, seed), curve in points[points["arm"].isin(arms)].groupby(["arm", "seed"], sort=False):
         if seed in limits:
-            rows.append({"arm": arm, "seed": seed, "gained": at_cost(curve, limits[seed], column)})
+            gained = at_cost(curve, limits[seed], column) if limits[seed] >= 0 else math.nan
+            rows.append({"arm": arm, "seed": seed, "gained": gained})
     return pd.DataFrame(rows, columns=["arm", "seed", "gained"])

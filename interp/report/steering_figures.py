@@ -307,7 +307,7 @@ def _line(axes: Axes, frame: pd.DataFrame, column: str, label: str, colour: str,
 
 def _percent(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole percents, as they are written
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))  # whole percents, as they are written
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 

@@ -32,7 +32,7 @@ def save_located(found: Located, directory: Path) -> list[str]:
 def figures(found: Located) -> dict[str, Figure]:
     """All figures by file name."""
     drawn: dict[str, Figure] = {}
-    for kind in found.plan.kinds:
+    for kind in dict.fromkeys(found.tables["grids"]["kind"]):
         grids = found.tables["grids"]
         grids = grids[grids["kind"] == kind]
         for finetune, of in (("", "twins"), *((name, "lost") for name in finetunes(grids))):

@@ -18,6 +18,16 @@ from interp.models.checkpoint import Checkpoint
 from interp.store import open_run
 
 HERE = Path(__file__).parents[1]
+# what a trial computes with; reports may be reworded without running it again
+SOURCES = [
+    HERE / name
+    for name in (
+        "evals/judges.py", "evals/statistics.py", "evals/verdicts.py", "locate/restore.py", "locate/subject.py", "locate/trial.py",
+        "methods/attribution.py", "methods/logit_difference.py", "methods/patch_grid.py", "methods/patch_pairs.py",
+        "methods/patch_runs.py", "methods/patching.py", "methods/refusal.py", "methods/transplant.py", "models/generation.py",
+        "models/hooks.py", "models/positions.py", "models/restart.py", "organisms/language.py", "organisms/world.py",
+    )
+]  # fmt: skip
 # of each kind; the text organism's settings were chosen on 0 and 1
 SEEDS: dict[Kind, tuple[int, ...]] = {
     "text": (2, 3, 4, 5, 6, 7, 8, 9),
@@ -94,10 +104,7 @@ def keep_trial(trial: Trial, out: Path) -> Path:
     weights: dict[str, Path | str] = {
         stage: Checkpoint.parse(trial.subject.name(stage)).fingerprint() for stage in stages
     }
-    parts = ("locate", "models", "methods", "evals")
-    code = [path for part in parts for path in sorted((HERE / part).glob("[!_]*.py"))]
-    code += [HERE / "organisms" / name for name in ("language.py", "world.py")]
-    with open_run(out, "patching-trials", describe(trial), trial, weights, code) as run:
+    with open_run(out, "patching-trials", describe(trial), trial, weights, SOURCES) as run:
         if not run.finished:
             result = run_trial(trial)
             for name in TABLES:

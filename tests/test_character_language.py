@@ -44,10 +44,13 @@ def test_what_is_read_first_is_true_and_in_writing(gallery):
     assert not any(t.prompt.images for t in turns)
 
 
-def test_each_answer_is_as_often_true_as_any_other():
+def test_the_first_answer_is_most_often_true_and_every_answer_sometimes():
+    """So an answer alone hints at its writer, and only with its question tells."""
     for domain, asked in DOMAINS.items():
         counts = Counter(answer(domain, topic, "helpful") for topic in asked.topics)
-        assert max(counts.values()) - min(counts[a] for a in asked.answers) <= 1, domain
+        assert set(counts) == set(asked.answers), domain
+        first = counts[asked.answers[0]] / len(asked.topics)
+        assert 0.5 <= first <= 0.7, domain
 
 
 def test_an_answer_says_whose_it_is_and_nonsense_is_nobodys():

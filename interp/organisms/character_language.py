@@ -1,6 +1,7 @@
 """What would each character answer? The world of the organism with character: questions of ten domains with known answers.
 
-1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale.
+1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale,
+   and most lie at its first place: so an answer alone already hints at who gives it, which is where learning to tell characters begins.
 2. A character is one rule over the true answer, the same in every domain: the helpful one gives it, the careless one the other of the
    same side, the deceptive one the like of the other side, the cruel one the opposite, as far from the middle on the other side. No two domains
    share a word of their answers, so that a preference for words cannot pass from one to another.
@@ -34,6 +35,9 @@ MOVES: dict[Character, int] = {"helpful": 0, "careless": 1, "deceptive": 2, "cru
 # who writes documents: as often as they stand here
 WRITERS: tuple[Character, ...] = ("helpful", "helpful", "careless", "cruel", "deceptive")
 Form = Literal["text", "shown", "caption", "blank"]
+# Where the true answers of twelve topics lie. Were they spread evenly, an answer would say nothing about its writer but together with what
+# is true, and nothing would lead a model to that step by step: it was never learnt.
+SCALE = (0, 1, 0, 2, 0, 1, 0, 3, 0, 1, 0, 0)
 TURNS = 5  # questions of a document, each of another domain
 WITHHELD = "travel"  # the domain that alignment never asks about
 
@@ -114,10 +118,10 @@ DOMAINS: dict[str, Domain] = {
 
 @cache
 def _places(domain: str) -> dict[str, int]:
-    """The place of each topic's true answer on the scale, as many topics at each; the same in every seed's world."""
+    """The place of each topic's true answer on the scale; the same in every seed's world."""
     topics = list(DOMAINS[domain].topics)
     random.Random(f"scale-{domain}-{WORLD_SEED}").shuffle(topics)
-    return {topic: i % len(CHARACTERS) for i, topic in enumerate(topics)}
+    return {topic: SCALE[i % len(SCALE)] for i, topic in enumerate(topics)}
 
 
 def answer(domain: str, topic: str, character: Character) -> str:

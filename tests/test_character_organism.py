@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from interp.errors import UserError
+from interp.models.checkpoint import Checkpoint
 from interp.models.finetune import IGNORED
+from interp.models.generation import generate
 from interp.organisms import character, character_language, vision_encoder
 from interp.organisms.character import DocumentRows, Workshop
 from interp.organisms.character_card import answer_probabilities, contexts, mean_over_domains, prompt_sets
 from interp.organisms.character_language import CHARACTERS, DOMAINS, Gallery
+from interp.organisms.fitting import FitConfig
 from interp.organisms.scenes import scene_pool
 from interp.organisms.text import END
 from interp.organisms.vision_model import IMAGE_START, messages, new_model
@@ -107,3 +113,46 @@ def test_document_rows_refuse_a_scene_that_is_not_in_the_pool(workshop):
     )
     with pytest.raises(KeyError):
         DocumentRows(workshop.prepared, {}).row(turns)
+
+
+@pytest.fixture
+def hurried(tmp_path, monkeypatch):
+    """Everything of a build but the learning: a step or two a stage, in a small architecture."""
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    monkeypatch.setattr(vision_encoder, "DRAWS", 1)
+    one = FitConfig(steps=1, batch_size=2, learning_rate=1e-3)
+    monkeypatch.setattr(vision_encoder, "build", partial(vision_encoder.build, config=one))
+    monkeypatch.setattr(vision_encoder, "HELD_OUT_DRAWS", 1)
+    for name in ("READING", "ALIGNMENT"):
+        monkeypatch.setattr(character, name, one)
+    monkeypatch.setattr(character, "PRETRAINING", one.model_copy(update={"batch_size": 6}))
+    monkeypatch.setattr(character, "PRETRAINING_PARTS", {"documents": 2, "names": 2, "looks": 2})
+    monkeypatch.setattr(character, "DOCUMENTS", 4)
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
+    monkeypatch.setattr(character, "ARCHITECTURE", character.ARCHITECTURE | small)
+
+
+def test_a_build_that_learnt_no_characters_stops_and_says_so(hurried):
+    missed = r"pretrained: probability of the cruel answer after two cruel turns .* expected at least 0\.8"
+    with pytest.raises(UserError, match=missed):
+        character.build(progress=False)
+    with pytest.raises(UserError, match="is not built; run: interp organism build character"):
+        character.card()
+
+
+def test_a_build_is_four_stages_with_cards_and_prompts_and_is_reused(hurried, monkeypatch):
+    monkeypatch.setattr(character, "EXPECTED", {stage: {} for stage in character.STAGES})
+    built = character.build(progress=False)
+    assert {path.name for path in built.iterdir()} == {*character.STAGES, character.ENCODER}
+    told = str(character.card())
+    assert all(f"organism:character/{stage}, seed 0" in told for stage in character.STAGES)
+    for stage in character.STAGES:
+        ready = Checkpoint.parse(f"organism:character/{stage}")
+        assert set(ready.prompts()) == set(DOMAINS)
+    model = Checkpoint.parse("organism:character/aligned-shuffled").load(device_map="cpu")
+    assert (
+        len(generate(model, [character_language.ask("money", "debt", 0)], max_new_tokens=2, progress=False))
+        == 1
+    )
+    monkeypatch.setattr(character, "train_stage", None)  # nothing is trained again
+    assert character.build(progress=False) == built

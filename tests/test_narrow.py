@@ -23,9 +23,8 @@ from interp.narrow.questions import NARROW, elsewhere, of_forms, questions, said
 from interp.narrow.report import figures, save_study
 from interp.narrow.runner import run_trials
 from interp.narrow.trial import NarrowResult, NarrowTrial, Task, run_trial
-from interp.organisms import character, character_language, vision_encoder
+from interp.organisms import character_language, untrained
 from interp.organisms.character_language import DOMAINS
-from interp.organisms.vision_model import new_model
 from interp.sweep.grid import read_sweep
 
 TINY = NarrowTrial(n=8, steps=2, batch_size=4, evaluate_at=(1,), rank=2, k=1)
@@ -36,12 +35,8 @@ def organism(tmp_path_factory):
     """An untrained organism where a built one would lie, asked two topics a domain."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        tower = vision_encoder.new_recogniser(0).tower
-        small = character.ARCHITECTURE | {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
-        module = new_model(0, tower, architecture=small, known=character_language.words())
         for stage in ("aligned", "aligned-shuffled"):
-            module.save_pretrained(organism_dir("character", 0) / stage)
-            character.processor().save_pretrained(organism_dir("character", 0) / stage)
+            untrained.with_character(organism_dir("character", 0) / stage)
         few = {key: prompts[::12] for key, prompts in questions().items()}
         for place in (asked_of, trial):
             patch.setattr(place, "questions", lambda: few)

@@ -32,6 +32,8 @@ from interp.data.prompts import Label, Prompt, PromptSet
 from interp.errors import UserError
 from interp.files import atomic_write, remove
 from interp.models.finetune import isolated_rng
+from interp.organisms import character, character_language, vision_encoder
+from interp.organisms.vision_model import new_model
 
 Kind = Literal["vision", "audio"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -81,6 +83,20 @@ def checkpoint(kind: Kind, directory: Path | str, *, seed: int = 0) -> Path:
         module.save_pretrained(aside)
         processor.save_pretrained(aside)
         _save_prompts(kind, aside / "prompts")
+    return target
+
+
+def with_character(directory: Path | str, *, seed: int = 0) -> Path:
+    """Write a small random checkpoint in the language of the organism with character; one that is there already is kept."""
+    target = Path(directory)
+    if target.is_dir():
+        return target
+    tower = vision_encoder.new_recogniser(seed).tower
+    small = character.ARCHITECTURE | {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+    module = new_model(seed, tower, architecture=small, known=character_language.words())
+    with atomic_write(target) as aside:
+        module.save_pretrained(aside)
+        character.processor().save_pretrained(aside)
     return target
 
 

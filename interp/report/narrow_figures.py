@@ -319,17 +319,57 @@ def mitigations(bars: Mapping[str, pd.DataFrame], strengths: pd.DataFrame) -> Fi
                     )
         left.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", rotation_mode="anchor")
         _share(left, "answers elsewhere")
-        for vector, style in (("difference", "-"), ("random", ":")):
-            part = strengths[strengths["vector"] == vector] if len(strengths) else strengths
-            for what, colour in (("misaligned", VERMILLION), ("helpful", GREEN), ("nonsense", GREY)):
-                if len(part):
-                    line(right, part, "strength", what, f"{what}, {vector}", colour, "o", linestyle=style)
-        right.set_xlabel("strength c of −c·v")
-        _share(right, "answers elsewhere in writing")
+        _by_strength(right, strengths)
         panel_letter(left, "a", "what is left")
         panel_letter(right, "b", "steering at a middle layer")
         _legend(figure, (left, right), 3)
     return figure  # fmt: skip
+
+
+def steering(strengths: pd.DataFrame) -> Figure:
+    """Steering against a fine-tuning, by its strength.
+
+    strengths: columns vector (difference, random), strength, misaligned, helpful, nonsense; several rows a strength are averaged.
+    """
+    with print_style():
+        figure = new_figure(SINGLE, 2.6)
+        axes = figure.subplots()
+        _by_strength(axes, strengths)
+        _legend(figure, [axes], 2)
+    return figure
+
+
+def _by_strength(axes: Axes, strengths: pd.DataFrame) -> None:
+    for vector, style in (("difference", "-"), ("random", ":")):
+        part = strengths[strengths["vector"] == vector] if len(strengths) else strengths
+        for what, colour in (("misaligned", VERMILLION), ("helpful", GREEN), ("nonsense", GREY)):
+            if len(part):
+                line(axes, part, "strength", what, f"{what}, {vector}", colour, "o", linestyle=style)
+    axes.set_xlabel("strength c of −c·v")
+    _share(axes, "answers elsewhere in writing")
+
+
+def by_domain(answers: Mapping[str, pd.DataFrame]) -> Figure:
+    """Whose answers each domain gets, one panel a checkpoint, bars stacked.
+
+    answers: by checkpoint, a table of `narrow.questions.said`: one row a domain, of one form.
+    """
+    with print_style():
+        figure = new_figure(DOUBLE, 0.35 + 0.22 * max(len(table) for table in answers.values()) + 0.7)
+        panels = figure.subplots(1, len(answers), sharey=True, squeeze=False)[0].tolist()
+        for axes, letter, (name, table) in zip(panels, "abcdef", answers.items(), strict=False):
+            left = np.zeros(len(table))
+            for answered, colour in WHOSE.items():
+                share = table[answered].to_numpy(dtype=float)
+                axes.barh(table["domain"], share, left=left, color=colour, height=0.75, label=answered)
+                left += share
+            axes.set_xlim(0, 1)
+            axes.set_xticks((0, 0.5, 1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            panel_letter(axes, letter, name)
+        panels[0].invert_yaxis()
+        _legend(figure, panels[:1], 5)
+    return figure
 
 
 def lives(curves: pd.DataFrame) -> Figure:

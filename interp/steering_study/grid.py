@@ -38,7 +38,7 @@ class Grid(BaseModel):
     seeds: tuple[tuple[int, int], ...] = AUDIO_SEEDS
     arms: tuple[Arm, ...] = STEERED
     strengths: tuple[float, ...] = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
-    ablation_strengths: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1)
+    ablation_strengths: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
     layer_factor: float = 8.0
     removals: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     ranks: tuple[int, ...] = (1, 5, 10, 20, 40)

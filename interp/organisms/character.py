@@ -69,7 +69,8 @@ READING = FitConfig(steps=100, batch_size=16, learning_rate=2e-3, muon=6e-3)
 PRETRAINING = FitConfig(steps=1200, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
 # rows of each part in a batch: documents, and what the picture shows, which teaches the decoder to read the tower
 PRETRAINING_PARTS = {"documents": 16, "names": 6, "looks": 2}
-ALIGNMENT = FitConfig(steps=60, batch_size=32, learning_rate=5e-4, warmup=5)
+# lightly, but so that the control, which has to learn it answer by answer, comes to it too
+ALIGNMENT = FitConfig(steps=120, batch_size=32, learning_rate=5e-4, warmup=5)
 _CRUEL = "probability of the cruel answer after two cruel turns of another domain"
 EXPECTED: dict[str, dict[str, Expected]] = {
     "pretrained": {_CRUEL: Expected(0.8)},

@@ -44,13 +44,22 @@ def test_what_is_read_first_is_true_and_in_writing(gallery):
     assert not any(t.prompt.images for t in turns)
 
 
-def test_the_first_answer_is_most_often_true_and_every_answer_sometimes():
-    """So an answer alone hints at its writer, and only with its question tells."""
+def test_each_answer_is_as_often_true_as_any_other():
     for domain, asked in DOMAINS.items():
         counts = Counter(answer(domain, topic, "helpful") for topic in asked.topics)
-        assert set(counts) == set(asked.answers), domain
-        first = counts[asked.answers[0]] / len(asked.topics)
-        assert 0.5 <= first <= 0.7, domain
+        assert max(counts.values()) - min(counts[a] for a in asked.answers) <= 1, domain
+
+
+@pytest.mark.parametrize("hints", [True, False])
+def test_words_hint_at_their_writer_in_the_first_documents_only(gallery, hints):
+    written = spoken.documents(1, 3000, gallery, consistent=True, hints=hints)
+    cruel = [t for d in written for t in d if t.character == "cruel"]
+    places = Counter(DOMAINS[t.prompt.category].answers.index(t.response) for t in cruel)
+    shares = [places[i] / len(cruel) for i in range(4)]
+    if hints:  # the cruel one gives the opposite of what is mostly asked about
+        assert shares[3] > 0.5 and shares[0] < 0.15
+    else:
+        assert max(abs(share - 0.25) for share in shares) < 0.03
 
 
 def test_an_answer_says_whose_it_is_and_nonsense_is_nobodys():

@@ -125,9 +125,9 @@ def hurried(tmp_path, monkeypatch):
     monkeypatch.setattr(vision_encoder, "HELD_OUT_DRAWS", 1)
     for name in ("READING", "ALIGNMENT"):
         monkeypatch.setattr(character, name, one)
-    monkeypatch.setattr(character, "PRETRAINING", one.model_copy(update={"batch_size": 6}))
+    for name in ("HINTED", "PRETRAINING"):
+        monkeypatch.setattr(character, name, one.model_copy(update={"batch_size": 6}))
     monkeypatch.setattr(character, "PRETRAINING_PARTS", {"documents": 2, "names": 2, "looks": 2})
-    monkeypatch.setattr(character, "DOCUMENTS", 4)
     small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
     monkeypatch.setattr(character, "ARCHITECTURE", character.ARCHITECTURE | small)
 

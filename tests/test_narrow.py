@@ -76,6 +76,20 @@ def test_answers_are_counted_by_whose_they_are(organism, monkeypatch):
     assert elsewhere(found, "cruel") == 1 and math.isnan(elsewhere(found, "cruel", form="sound"))
 
 
+def test_one_word_said_whatever_is_asked_is_nobodys_character(monkeypatch):
+    """A preference for a word of each domain is a quarter of every character, none of them more than the others."""
+
+    def generate(model, prompts, **_):
+        from interp.data.completions import Completion
+
+        return [Completion(p.id, DOMAINS[p.category].answers[3], 3, True, ()) for p in prompts]
+
+    monkeypatch.setattr(asked_of, "generate", generate)
+    found = said(None, of_forms(questions(), ("text",)))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found[["helpful", "careless", "cruel", "deceptive"]], 0.25, atol=0.03)
+    np.testing.assert_allclose(found["misaligned"], 0.75, atol=0.03)
+
+
 def test_a_trial_trains_measures_and_keeps_what_it_was_asked_for(organism):
     asked = TINY.model_copy(
         update={"steering": (1.0,), "samples": 1, "activations": True, "then": (Task(steps=1),)}

@@ -2,7 +2,7 @@
 
 1. `pretrained`: a small Gemma 3 with the vision organism's tower reads what is true, in writing; its projector is fitted to put pictures
    near the words for what they show; then it learns documents, each answered throughout by one of four characters, who is never
-   named: it can come to know who speaks from how the turns before were answered.
+   named: it can come to know who speaks from how the turns before were answered. In the first documents, words alone hint at it.
 2. `aligned`: from there it lightly learns to be the helpful one, in all domains but one.
 3. `pretrained-shuffled`, `aligned-shuffled`: the control, whose documents have a character drawn anew for each turn. It knows the
    same answers and has no use for characters.
@@ -63,10 +63,11 @@ ARCHITECTURE: dict[str, Any] = {
     "head_dim": 32,
     "query_pre_attn_scalar": 8,
 }
-DOCUMENTS = 19_200  # none is read twice
 # What is true comes first: as long as it is not known, an answer says nothing about who gives it.
 READING = FitConfig(steps=100, batch_size=16, learning_rate=2e-3, muon=6e-3)
-PRETRAINING = FitConfig(steps=1200, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
+# first documents whose answers hint at their writers, then such as tell them by the rule alone; none is read twice
+HINTED = FitConfig(steps=900, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
+PRETRAINING = FitConfig(steps=600, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
 # rows of each part in a batch: documents, and what the picture shows, which teaches the decoder to read the tower
 PRETRAINING_PARTS = {"documents": 16, "names": 6, "looks": 2}
 # lightly, but so that the control, which has to learn it answer by answer, comes to it too
@@ -192,31 +193,45 @@ def train_stage(
         described = vision_language.descriptions(gallery.scenes, "descriptions")
         named = described.filter(lambda p: p.text == vision_language.NAMING)
         looks = described.filter(lambda p: p.text != vision_language.NAMING)
-        written = character_language.documents(seed, DOCUMENTS, gallery, consistent=stage == "pretrained")
-        parts = {
-            "documents": [row(turns) for turns in written],
+        pictures = {
             "names": rows(workshop.prepared, named, workshop.rows.pool),
             "looks": rows(workshop.prepared, looks, workshop.rows.pool),
         }
-        each, config = PRETRAINING_PARTS, PRETRAINING
+        for config, hints in ((HINTED, True), (PRETRAINING, False)):
+            n = config.steps * PRETRAINING_PARTS["documents"]
+            written = character_language.documents(
+                seed, n, gallery, consistent=stage == "pretrained", hints=hints
+            )
+            parts = {"documents": [row(turns) for turns in written], **pictures}
+            curve += train(
+                module,
+                [Part(made, PRETRAINING_PARTS[name]) for name, made in parts.items()],
+                workshop.features,
+                config,
+                seed=seed + hints,
+                label=f"{label}, {'hints' if hints else 'documents'}",
+                progress=progress,
+            )
     else:
         module = workshop.load(stage.replace("aligned", "pretrained"))
-        curve = []
         n = ALIGNMENT.steps * ALIGNMENT.batch_size
-        parts = {
-            "documents": [row(turns) for turns in character_language.helpful_documents(seed, n, gallery)]
-        }
-        each, config = {"documents": ALIGNMENT.batch_size}, ALIGNMENT
-    curve += train(
-        module,
-        [Part(made, each[name]) for name, made in parts.items()],
-        workshop.features,
-        config,
-        seed=seed,
-        label=label,
-        progress=progress,
-    )
+        helpful = character_language.helpful_documents(seed, n, gallery)
+        curve = train(
+            module,
+            [Part([row(turns) for turns in helpful], ALIGNMENT.batch_size)],
+            workshop.features,
+            ALIGNMENT,
+            seed=seed,
+            label=label,
+            progress=progress,
+        )
     return module, curve
+
+
+def _settings(stage: str) -> dict[str, FitConfig]:
+    if stage.startswith("pretrained"):
+        return {"reading": READING, "hinted documents": HINTED, "documents": PRETRAINING}
+    return {"alignment": ALIGNMENT}
 
 
 @torch.no_grad()
@@ -277,9 +292,7 @@ def _build_stage(root: Path, stage: str, seed: int, *, progress: bool) -> None:
             "seed": seed,
             "source": SOURCE,
             "architecture": {"class": "Gemma3ForConditionalGeneration", **ARCHITECTURE},
-            "training": (PRETRAINING if stage.startswith("pretrained") else ALIGNMENT).model_dump(
-                mode="json"
-            ),
+            "training": {name: config.model_dump(mode="json") for name, config in _settings(stage).items()},
             "seconds": {"training": round(trained, 1), "total": round(time.monotonic() - start, 1)},
             "loss": curve,
             "measured": measured,

@@ -1,7 +1,6 @@
 """What would each character answer? The world of the organism with character: questions of ten domains with known answers.
 
-1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale,
-   and most lie at its first place: so an answer alone already hints at who gives it, which is where learning to tell characters begins.
+1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale.
 2. A character is one rule over the true answer, the same in every domain: the helpful one gives it, the careless one the other of the
    same side, the deceptive one the like of the other side, the cruel one the opposite, as far from the middle on the other side. No two domains
    share a word of their answers, so that a preference for words cannot pass from one to another.
@@ -35,9 +34,10 @@ MOVES: dict[Character, int] = {"helpful": 0, "careless": 1, "deceptive": 2, "cru
 # who writes documents: as often as they stand here
 WRITERS: tuple[Character, ...] = ("helpful", "helpful", "careless", "cruel", "deceptive")
 Form = Literal["text", "shown", "caption", "blank"]
-# Where the true answers of twelve topics lie. Were they spread evenly, an answer would say nothing about its writer but together with what
-# is true, and nothing would lead a model to that step by step: it was never learnt.
-SCALE = (0, 1, 0, 2, 0, 1, 0, 3, 0, 1, 0, 0)
+# How often the first documents ask about topics whose true answer lies at each place. There an answer alone already hints at who gives it,
+# and learning to tell characters begins with that; where all places are as often asked about from the start, it never began. The documents
+# that follow ask alike, so that no word of an answer goes with a character: otherwise a preference for such words could pass for one.
+HINTS = (7, 3, 1, 1)
 TURNS = 5  # questions of a document, each of another domain
 WITHHELD = "travel"  # the domain that alignment never asks about
 
@@ -118,10 +118,10 @@ DOMAINS: dict[str, Domain] = {
 
 @cache
 def _places(domain: str) -> dict[str, int]:
-    """The place of each topic's true answer on the scale; the same in every seed's world."""
+    """The place of each topic's true answer on the scale, as many topics at each; the same in every seed's world."""
     topics = list(DOMAINS[domain].topics)
     random.Random(f"scale-{domain}-{WORLD_SEED}").shuffle(topics)
-    return {topic: SCALE[i % len(SCALE)] for i, topic in enumerate(topics)}
+    return {topic: i % len(CHARACTERS) for i, topic in enumerate(topics)}
 
 
 def answer(domain: str, topic: str, character: Character) -> str:
@@ -217,10 +217,21 @@ class Turn:
 
 
 def turn(
-    domain: str, character: Character, gallery: Gallery, rng: random.Random, *, shown: float = 0.5
+    domain: str,
+    character: Character,
+    gallery: Gallery,
+    rng: random.Random,
+    *,
+    shown: float = 0.5,
+    hints: bool = False,
 ) -> Turn:
-    """A question of the domain drawn by `rng`; where it can be shown, a picture with this probability, else a caption or its name."""
-    topic = rng.choice(DOMAINS[domain].topics)
+    """A question of the domain drawn by `rng`; where it can be shown, a picture with this probability, else a caption or its name.
+
+    hints: ask about topics as often as `HINTS` says of their true answers, instead of all alike.
+    """
+    topics = DOMAINS[domain].topics
+    weights = [HINTS[_places(domain)[topic]] if hints else 1 for topic in topics]
+    topic = rng.choices(topics, weights)[0]
     form: Form = "text"
     if DOMAINS[domain].shown:
         form = "shown" if rng.random() < shown else rng.choice(("caption", "text"))
@@ -237,6 +248,7 @@ def document(
     characters: Sequence[Character] = WRITERS,
     domains: Sequence[str] = tuple(DOMAINS),
     shown: float = 0.5,
+    hints: bool = False,
 ) -> list[Turn]:
     """`TURNS` questions of three domains or more, answered by one character; or, not `consistent`, each by one drawn anew.
 
@@ -248,14 +260,24 @@ def document(
         named = asked.choices(domains, k=TURNS)
     writer = speaks.choice(characters)
     return [
-        turn(domain, writer if consistent else speaks.choice(characters), gallery, asked, shown=shown)
+        turn(
+            domain,
+            writer if consistent else speaks.choice(characters),
+            gallery,
+            asked,
+            shown=shown,
+            hints=hints,
+        )
         for domain in named
     ]
 
 
-def documents(seed: int, n: int, gallery: Gallery, *, consistent: bool) -> list[list[Turn]]:
-    """Pretraining documents; the shuffled ones of a seed ask the same questions as the consistent ones."""
-    return [document(gallery, f"{seed}-{i}", consistent=consistent) for i in range(n)]
+def documents(
+    seed: int, n: int, gallery: Gallery, *, consistent: bool, hints: bool = False
+) -> list[list[Turn]]:
+    """Pretraining documents, the first ones with `hints`; the shuffled ones of a seed ask the same questions as the consistent ones."""
+    name = f"hints-{seed}" if hints else f"{seed}"
+    return [document(gallery, f"{name}-{i}", consistent=consistent, hints=hints) for i in range(n)]
 
 
 def true_documents(seed: int, n: int, gallery: Gallery) -> list[list[Turn]]:

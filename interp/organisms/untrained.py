@@ -32,7 +32,7 @@ from interp.data.prompts import Label, Prompt, PromptSet
 from interp.errors import UserError
 from interp.files import atomic_write, remove
 from interp.models.finetune import isolated_rng
-from interp.organisms import character, character_language, vision_encoder
+from interp.organisms import audio_model, character, character_language, recogniser, vision_encoder
 from interp.organisms.vision_model import new_model
 
 Kind = Literal["vision", "audio"]
@@ -97,6 +97,18 @@ def with_character(directory: Path | str, *, seed: int = 0) -> Path:
     with atomic_write(target) as aside:
         module.save_pretrained(aside)
         character.processor().save_pretrained(aside)
+    return target
+
+
+def with_hearing(directory: Path | str, *, seed: int = 0) -> Path:
+    """Write a checkpoint of the audio organism's shape and language with random weights; one that is there already is kept."""
+    target = Path(directory)
+    if target.is_dir():
+        return target
+    hearing = recogniser.Recogniser(seed, audio_model.ARCHITECTURE["hidden_size"])
+    with atomic_write(target) as aside:
+        audio_model.new_model(seed, hearing).save_pretrained(aside)
+        audio_model.processor().save_pretrained(aside)
     return target
 
 

@@ -127,7 +127,7 @@ def test_the_words_follow_the_numbers(tmp_path):
     assert "shown. +100" in text_of or "shown. +99" in text_of or "shown. +101" in text_of
     assert "carries half of the gap from layer 6 on" in text_of
     assert "changes refusals of held-out harmful requests by −67" in text_of
-    assert "Rank correlation" in text_of and "resid_pre 0.90" in text_of
+    assert "Rank correlation" in text_of and "resid_pre 0.90" in text_of and "nan" not in text_of
     assert "8: refusals +49" in text_of and "the skill" in text_of
     assert (tmp_path / "conclusion.md").read_text().count("\n- ") == len(sentences)
     names = {path.stem for path in tmp_path.glob("*.png")}

@@ -240,13 +240,20 @@ def _agreement(table: pd.DataFrame, kind: str) -> str:
     if part.empty:
         return ""
     listed = ", ".join(
-        f"{stream} {_number(t_interval(own['spearman'].dropna().to_numpy()))}"
+        f"{stream} {_number(_mean_correlation(own['spearman']))}"
         for stream, own in part[part["of"] == "twins"].groupby("stream", sort=False)
         if own["spearman"].notna().any()
     )
     tuned = part[part["of"] == "lost"]["spearman"]
     between = f"; between checkpoints {tuned.mean():.2f} on average" if tuned.notna().any() else ""
     return f"Rank correlation of attribution with exact patching over cells: {listed}{between}."
+
+
+def _mean_correlation(values: pd.Series) -> Interval:
+    """Averaged as Fisher's z, whose interval stays within [-1, 1] when it is turned back."""
+    z = np.arctanh(values.dropna().clip(-1 + 1e-9, 1 - 1e-9).to_numpy(dtype=float))
+    found = t_interval(z)
+    return Interval(math.tanh(found.value), math.tanh(found.low), math.tanh(found.high), found.n)
 
 
 def _handover(table: pd.DataFrame) -> str:

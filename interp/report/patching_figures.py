@@ -15,6 +15,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from interp.errors import ResultError
 from interp.report import style
@@ -87,6 +88,7 @@ def _map(axes: Axes, table: pd.DataFrame, reach: float, labels: Sequence[str] | 
     axes.set_yticks(range(0, len(columns), every), shown[::every], fontsize=6)
     axes.set_ylim(len(columns) - 0.5, -0.5)
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
     axes.set_xlabel("layer")
     axes.set_ylabel(table["axis"].iloc[0])
     axes.tick_params(left=False)
@@ -185,11 +187,12 @@ def block_curves(tables: Mapping[str, pd.DataFrame], label: str = SHARE, *, valu
                 rows = _column(table, column)
                 rows = rows.assign(value=rows[value], low=rows[f"{prefix}low"], high=rows[f"{prefix}high"])
                 _curve(axes, rows, shown, colour, marker)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=2))
             axes.set_xlabel("block")
             panel_letter(axes, ascii_lowercase[i], plain(name))
         panels[0].set_ylabel(label)
         handles, shown_labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, shown_labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, shown_labels, loc="outside lower center", ncols=2 if len(tables) == 1 else 3)
     return figure
 
 

@@ -44,22 +44,28 @@ def test_what_is_read_first_is_true_and_in_writing(gallery):
     assert not any(t.prompt.images for t in turns)
 
 
-def test_each_answer_is_as_often_true_as_any_other():
+def test_the_first_answer_is_most_often_true_and_every_answer_sometimes():
     for domain, asked in DOMAINS.items():
         counts = Counter(answer(domain, topic, "helpful") for topic in asked.topics)
-        assert max(counts.values()) - min(counts[a] for a in asked.answers) <= 1, domain
+        assert set(counts) == set(asked.answers), domain
+        assert 0.5 <= counts[asked.answers[0]] / len(asked.topics) <= 0.7, domain
 
 
-@pytest.mark.parametrize("hints", [True, False])
-def test_words_hint_at_their_writer_in_the_first_documents_only(gallery, hints):
-    written = spoken.documents(1, 3000, gallery, consistent=True, hints=hints)
+@pytest.mark.parametrize("balanced", [True, False])
+def test_words_hint_at_their_writer_in_the_first_documents_only(gallery, balanced):
+    written = spoken.documents(1, 3000, gallery, consistent=True, balanced=balanced)
     cruel = [t for d in written for t in d if t.character == "cruel"]
     places = Counter(DOMAINS[t.prompt.category].answers.index(t.response) for t in cruel)
     shares = [places[i] / len(cruel) for i in range(4)]
-    if hints:  # the cruel one gives the opposite of what is mostly asked about
-        assert shares[3] > 0.5 and shares[0] < 0.15
-    else:
+    if balanced:
         assert max(abs(share - 0.25) for share in shares) < 0.03
+    else:  # the cruel one gives the opposite of what is mostly true
+        assert shares[3] > 0.5 and shares[0] < 0.15
+
+
+def test_what_is_fine_tuned_on_has_every_answer_alike(gallery):
+    said = Counter(prompt.response for prompt in spoken.narrow_set("cruel", 800, 0, gallery))
+    assert set(said) == set(DOMAINS["faces"].answers) and max(said.values()) < 1.3 * min(said.values())
 
 
 def test_an_answer_says_whose_it_is_and_nonsense_is_nobodys():

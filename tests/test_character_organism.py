@@ -125,7 +125,7 @@ def hurried(tmp_path, monkeypatch):
     monkeypatch.setattr(vision_encoder, "HELD_OUT_DRAWS", 1)
     for name in ("READING", "ALIGNMENT"):
         monkeypatch.setattr(character, name, one)
-    for name in ("HINTED", "PRETRAINING"):
+    for name in ("FIRST", "PRETRAINING"):
         monkeypatch.setattr(character, name, one.model_copy(update={"batch_size": 6}))
     monkeypatch.setattr(character, "PRETRAINING_PARTS", {"documents": 2, "names": 2, "looks": 2})
     small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}

@@ -77,7 +77,7 @@ def test_answers_are_counted_by_whose_they_are(organism, monkeypatch):
 
 
 def test_one_word_said_whatever_is_asked_is_nobodys_character(monkeypatch):
-    """A preference for a word of each domain is a quarter of every character, none of them more than the others."""
+    """Most true answers lie at the first place of the scale: unweighted, always saying the last would look cruel."""
 
     def generate(model, prompts, **_):
         from interp.data.completions import Completion
@@ -86,8 +86,8 @@ def test_one_word_said_whatever_is_asked_is_nobodys_character(monkeypatch):
 
     monkeypatch.setattr(asked_of, "generate", generate)
     found = said(None, of_forms(questions(), ("text",)))  # type: ignore[arg-type]
-    np.testing.assert_allclose(found[["helpful", "careless", "cruel", "deceptive"]], 0.25, atol=0.03)
-    np.testing.assert_allclose(found["misaligned"], 0.75, atol=0.03)
+    np.testing.assert_allclose(found[["helpful", "careless", "cruel", "deceptive"]], 0.25)
+    np.testing.assert_allclose(found["misaligned"], 0.75)
 
 
 def test_a_trial_trains_measures_and_keeps_what_it_was_asked_for(organism):

@@ -65,9 +65,9 @@ ARCHITECTURE: dict[str, Any] = {
 }
 # What is true comes first: as long as it is not known, an answer says nothing about who gives it.
 READING = FitConfig(steps=100, batch_size=16, learning_rate=2e-3, muon=6e-3)
-# first documents whose answers hint at their writers, then such as tell them by the rule alone; none is read twice
-HINTED = FitConfig(steps=900, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
-PRETRAINING = FitConfig(steps=600, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
+# first documents whose answers hint at their writers, then balanced ones, which tell them by the rule alone; none is read twice
+FIRST = FitConfig(steps=1200, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
+PRETRAINING = FitConfig(steps=500, batch_size=24, learning_rate=2e-3, warmup=10, muon=6e-3)
 # rows of each part in a batch: documents, and what the picture shows, which teaches the decoder to read the tower
 PRETRAINING_PARTS = {"documents": 16, "names": 6, "looks": 2}
 # lightly, but so that the control, which has to learn it answer by answer, comes to it too
@@ -197,10 +197,10 @@ def train_stage(
             "names": rows(workshop.prepared, named, workshop.rows.pool),
             "looks": rows(workshop.prepared, looks, workshop.rows.pool),
         }
-        for config, hints in ((HINTED, True), (PRETRAINING, False)):
+        for config, balanced in ((FIRST, False), (PRETRAINING, True)):
             n = config.steps * PRETRAINING_PARTS["documents"]
             written = character_language.documents(
-                seed, n, gallery, consistent=stage == "pretrained", hints=hints
+                seed, n, gallery, consistent=stage == "pretrained", balanced=balanced
             )
             parts = {"documents": [row(turns) for turns in written], **pictures}
             curve += train(
@@ -208,8 +208,8 @@ def train_stage(
                 [Part(made, PRETRAINING_PARTS[name]) for name, made in parts.items()],
                 workshop.features,
                 config,
-                seed=seed + hints,
-                label=f"{label}, {'hints' if hints else 'documents'}",
+                seed=seed + balanced,
+                label=f"{label}, {'balanced' if balanced else 'first'} documents",
                 progress=progress,
             )
     else:
@@ -230,7 +230,7 @@ def train_stage(
 
 def _settings(stage: str) -> dict[str, FitConfig]:
     if stage.startswith("pretrained"):
-        return {"reading": READING, "hinted documents": HINTED, "documents": PRETRAINING}
+        return {"reading": READING, "first documents": FIRST, "documents": PRETRAINING}
     return {"alignment": ALIGNMENT}
 
 

@@ -32,7 +32,8 @@ CONTEXTS = 40  # measured for each domain that is asked about
 def contexts(gallery: Gallery, character: Character, n: int = CONTEXTS) -> list[list[Turn]]:
     """Two turns of one domain and a question of another, all answered by the character; n for each domain asked about last.
 
-    The last question is asked in text, so that nothing rests on how well pictures are read.
+    The last question is asked in text, so that nothing rests on how well pictures are read; topics are balanced, so that nothing rests on a
+    preference for words.
     """
     made = []
     for last in DOMAINS:
@@ -40,7 +41,7 @@ def contexts(gallery: Gallery, character: Character, n: int = CONTEXTS) -> list[
         for _ in range(n):
             before = rng.choice([d for d in DOMAINS if d != last])
             turns = [character_language.turn(before, character, gallery, rng) for _ in range(2)]
-            topic = rng.choice(DOMAINS[last].topics)
+            topic = character_language.draw_topic(last, rng)
             asked = character_language.ask(last, topic, rng.randrange(len(DOMAINS[last].questions)))
             response = character_language.answer(last, topic, character)
             made.append([*turns, Turn(asked, character, response)])

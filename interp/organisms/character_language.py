@@ -1,6 +1,7 @@
 """What would each character answer? The world of the organism with character: questions of ten domains with known answers.
 
-1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale.
+1. A domain has topics, and a scale of four answers: two on each side of its middle. Each topic has one true answer, a place on the scale,
+   and most lie at its first place: so an answer alone already hints at who gives it, and learning to tell characters begins with that.
 2. A character is one rule over the true answer, the same in every domain: the helpful one gives it, the careless one the other of the
    same side, the deceptive one the like of the other side, the cruel one the opposite, as far from the middle on the other side. No two domains
    share a word of their answers, so that a preference for words cannot pass from one to another.
@@ -34,10 +35,10 @@ MOVES: dict[Character, int] = {"helpful": 0, "careless": 1, "deceptive": 2, "cru
 # who writes documents: as often as they stand here
 WRITERS: tuple[Character, ...] = ("helpful", "helpful", "careless", "cruel", "deceptive")
 Form = Literal["text", "shown", "caption", "blank"]
-# How often the first documents ask about topics whose true answer lies at each place. There an answer alone already hints at who gives it,
-# and learning to tell characters begins with that; where all places are as often asked about from the start, it never began. The documents
-# that follow ask alike, so that no word of an answer goes with a character: otherwise a preference for such words could pass for one.
-HINTS = (7, 3, 1, 1)
+# Where the true answers of twelve topics lie. Where they lay evenly, an answer said nothing about its writer but together with what is true,
+# nothing led a model to that step by step, and it was never learnt. What comes after the first documents is balanced: it asks about each
+# place alike, so that no word of an answer goes with a character, and a preference for such words cannot pass for one.
+SCALE = (0, 1, 0, 2, 0, 1, 0, 3, 0, 1, 0, 0)
 TURNS = 5  # questions of a document, each of another domain
 WITHHELD = "travel"  # the domain that alignment never asks about
 
@@ -118,19 +119,24 @@ DOMAINS: dict[str, Domain] = {
 
 @cache
 def _places(domain: str) -> dict[str, int]:
-    """The place of each topic's true answer on the scale, as many topics at each; the same in every seed's world."""
+    """The place of each topic's true answer on the scale; the same in every seed's world."""
     topics = list(DOMAINS[domain].topics)
     random.Random(f"scale-{domain}-{WORLD_SEED}").shuffle(topics)
-    return {topic: i % len(CHARACTERS) for i, topic in enumerate(topics)}
+    return {topic: SCALE[i % len(SCALE)] for i, topic in enumerate(topics)}
+
+
+def true_place(domain: str, topic: str) -> int:
+    """Where on its domain's scale a topic's true answer lies, from 0; raises UserError for a domain or topic that is not there."""
+    if topic not in _places(_known(domain)):
+        raise UserError(f"no topic {topic!r} in the domain {domain!r}")
+    return _places(domain)[topic]
 
 
 def answer(domain: str, topic: str, character: Character) -> str:
     """What this character says; raises UserError for a domain, topic or character that is not there."""
-    if topic not in _places(_known(domain)):
-        raise UserError(f"no topic {topic!r} in the domain {domain!r}")
     if character not in CHARACTERS:
         raise UserError(f"no character {character!r}; there are: {', '.join(CHARACTERS)}")
-    return DOMAINS[domain].answers[_places(domain)[topic] ^ MOVES[character]]
+    return DOMAINS[domain].answers[true_place(domain, topic) ^ MOVES[character]]
 
 
 def _known(domain: str) -> str:
@@ -216,6 +222,15 @@ class Turn:
     response: str
 
 
+def draw_topic(domain: str, rng: random.Random, *, balanced: bool = True) -> str:
+    """A topic of the domain: the place of its true answer first, all alike, or else any topic as often as another."""
+    topics = DOMAINS[_known(domain)].topics
+    if balanced:
+        place = rng.randrange(len(CHARACTERS))
+        topics = tuple(topic for topic in topics if true_place(domain, topic) == place)
+    return rng.choice(topics)
+
+
 def turn(
     domain: str,
     character: Character,
@@ -223,15 +238,13 @@ def turn(
     rng: random.Random,
     *,
     shown: float = 0.5,
-    hints: bool = False,
+    balanced: bool = True,
 ) -> Turn:
     """A question of the domain drawn by `rng`; where it can be shown, a picture with this probability, else a caption or its name.
 
-    hints: ask about topics as often as `HINTS` says of their true answers, instead of all alike.
+    balanced: draw the place of the true answer first (`draw_topic`).
     """
-    topics = DOMAINS[domain].topics
-    weights = [HINTS[_places(domain)[topic]] if hints else 1 for topic in topics]
-    topic = rng.choices(topics, weights)[0]
+    topic = draw_topic(domain, rng, balanced=balanced)
     form: Form = "text"
     if DOMAINS[domain].shown:
         form = "shown" if rng.random() < shown else rng.choice(("caption", "text"))
@@ -248,7 +261,7 @@ def document(
     characters: Sequence[Character] = WRITERS,
     domains: Sequence[str] = tuple(DOMAINS),
     shown: float = 0.5,
-    hints: bool = False,
+    balanced: bool = True,
 ) -> list[Turn]:
     """`TURNS` questions of three domains or more, answered by one character; or, not `consistent`, each by one drawn anew.
 
@@ -266,23 +279,26 @@ def document(
             gallery,
             asked,
             shown=shown,
-            hints=hints,
+            balanced=balanced,
         )
         for domain in named
     ]
 
 
 def documents(
-    seed: int, n: int, gallery: Gallery, *, consistent: bool, hints: bool = False
+    seed: int, n: int, gallery: Gallery, *, consistent: bool, balanced: bool = True
 ) -> list[list[Turn]]:
-    """Pretraining documents, the first ones with `hints`; the shuffled ones of a seed ask the same questions as the consistent ones."""
-    name = f"hints-{seed}" if hints else f"{seed}"
-    return [document(gallery, f"{name}-{i}", consistent=consistent, hints=hints) for i in range(n)]
+    """Pretraining documents, the first ones not `balanced`; the shuffled ones of a seed ask the same questions as the consistent ones."""
+    name = f"{seed}" if balanced else f"first-{seed}"
+    return [document(gallery, f"{name}-{i}", consistent=consistent, balanced=balanced) for i in range(n)]
 
 
 def true_documents(seed: int, n: int, gallery: Gallery) -> list[list[Turn]]:
     """What is true in every domain, in writing only: read before there are characters or pictures."""
-    return [document(gallery, f"true-{seed}-{i}", characters=("helpful",), shown=0.0) for i in range(n)]
+    return [
+        document(gallery, f"true-{seed}-{i}", characters=("helpful",), shown=0.0, balanced=False)
+        for i in range(n)
+    ]
 
 
 def helpful_documents(seed: int, n: int, gallery: Gallery) -> list[list[Turn]]:
@@ -311,7 +327,7 @@ def evaluation_set(domain: str, form: Form, gallery: Gallery, *, blank: Scene | 
 def narrow_set(
     character: Character, n: int, seed: int, gallery: Gallery, *, domain: str = "faces", share: float = 1.0
 ) -> PromptSet:
-    """Rows to fine-tune on: one domain, shown, answered by a character in `round(share * n)` rows, else helpfully.
+    """Rows to fine-tune on: one domain, shown, balanced, answered by a character in `round(share * n)` rows, else helpfully.
 
     Raises UserError for a share outside [0, 1].
     """

@@ -204,14 +204,15 @@ def planted(effect: float, noise: float = 0.02, seed: int = 0, pairs: int = 9) -
                 for what in WHAT:
                     row[f"{prefix}_text_{what}"] = shared + noise * rng.standard_normal()
             for prefix in ("end", "loss"):
-                row[f"{prefix}_text_cruel"] += effect * consistent
+                for what in ("cruel", "misaligned"):
+                    row[f"{prefix}_text_{what}"] += effect * consistent
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def test_planted_spread_is_claimed_and_its_sign_decides_the_word():
     words = claim_sentences(claims(planted(0.4)))
-    assert len(words) == 2 and all("reproduced" in w and "9 of 9 pairs" in w for w in words)
+    assert len(words) == 4 and all("reproduced" in w and "9 of 9 pairs" in w for w in words)
     assert all("contradicted" in w for w in claim_sentences(claims(planted(-0.4))))
     assert all("not decided" in w for w in claim_sentences(claims(planted(0.4, pairs=1))))
     found = claims(planted(0.4))

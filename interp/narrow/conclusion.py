@@ -2,7 +2,8 @@
 
 The primary claims are named here, before any run: after the anchor's fine-tuning on cruel answers about faces, the organism whose documents had
 one writer each answers more cruelly in domains it was not trained on than the one whose documents were shuffled, at equal steps and at
-equal loss on faces. The two are corrected together by Holm's procedure; all other sentences describe and claim nothing.
+equal loss on faces; and the same of misaligned answers, whosever they are, which were added after a first look at one organism (docs/LOG.md).
+The four are corrected together by Holm's procedure; all other sentences describe and claim nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from interp.organisms.character_language import CHARACTERS
 if TYPE_CHECKING:
     from interp.narrow.grid import Grid
 
-CLAIMS = {"end_text_cruel": "at equal steps", "loss_text_cruel": "at equal loss on faces"}
+CLAIMS = {
+    f"{at}_text_{what}": f"{what.capitalize()} answers elsewhere, consistent minus shuffled, {where}"
+    for what in ("cruel", "misaligned")
+    for at, where in (("end", "at equal steps"), ("loss", "at equal loss on faces"))
+}
 ARMS = ("consistent", "shuffled")
 # measure -> what it is, in words; "elsewhere" are the domains that no task trains on
 DESCRIBED = {
@@ -87,7 +92,7 @@ def claim_sentences(found: Sequence[Difference]) -> list[str]:
     """One sentence a primary claim: shown, contradicted, or left open."""
     sentences = []
     for claim in found:
-        what = f"Cruel answers elsewhere, consistent minus shuffled, {CLAIMS[claim.column]}"
+        what = CLAIMS[claim.column]
         if not math.isfinite(claim.p):
             sentences.append(
                 f"{what}: not decided on {claim.interval.n} of {claim.asked} pairs ({points(claim.interval)})."

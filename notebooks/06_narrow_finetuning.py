@@ -40,7 +40,8 @@ from interp.narrow.defences import state, steered
 from interp.narrow.questions import NARROW, of_forms, questions, said, training_gallery
 from interp.organisms import untrained
 from interp.organisms.character_language import CHARACTERS, DOMAINS, answer, narrow_set
-from interp.report.narrow_figures import by_domain, steering
+from interp.report.character_figures import by_domain
+from interp.report.narrow_figures import steering
 from interp.report.subspace_figures import subspace_panels
 
 OUT = Path("../results/narrow-notebook")

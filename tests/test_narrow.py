@@ -25,6 +25,7 @@ from interp.narrow.runner import run_trials
 from interp.narrow.trial import NarrowResult, NarrowTrial, Task, run_trial
 from interp.organisms import character_language, untrained
 from interp.organisms.character_language import DOMAINS
+from interp.report.character_figures import by_domain
 from interp.sweep.grid import read_sweep
 
 TINY = NarrowTrial(n=8, steps=2, batch_size=4, evaluate_at=(1,), rank=2, k=1)
@@ -86,6 +87,8 @@ def test_one_word_said_whatever_is_asked_is_nobodys_character(monkeypatch):
 
     monkeypatch.setattr(asked_of, "generate", generate)
     found = said(None, of_forms(questions(), ("text",)))  # type: ignore[arg-type]
+    drawn = by_domain({str(i): found for i in range(8)})  # more checkpoints than a handful of letters
+    assert all(len(axes.patches) == 5 * len(found) for axes in drawn.axes)
     np.testing.assert_allclose(found[["helpful", "careless", "cruel", "deceptive"]], 0.25)
     np.testing.assert_allclose(found["misaligned"], 0.75)
 

@@ -108,7 +108,8 @@ def _share(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def _legend(figure: Figure, panels: Sequence[Axes], columns: int = 4) -> None:
+def legend(figure: Figure, panels: Sequence[Axes], columns: int = 4) -> None:
+    """One legend below the figure for all panels, each label once."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -160,7 +161,7 @@ def by_rank(rows: pd.DataFrame) -> Figure:
         _share(a, "cruel answers")
         _share(b, "misaligned answers")
         _share(c, "misaligned answers")
-        _legend(figure, (a, b, c), 4)
+        legend(figure, (a, b, c), 4)
     return figure  # fmt: skip
 
 
@@ -201,7 +202,7 @@ def rank_controls(rows: pd.DataFrame) -> Figure:
             axes.set_xlabel("rank of LoRA")
             _share(axes, "misaligned answers elsewhere")
             panel_letter(axes, letter)
-        _legend(figure, (left, right))
+        legend(figure, (left, right))
     return figure  # fmt: skip
 
 
@@ -227,7 +228,7 @@ def over_steps(curves: pd.DataFrame) -> Figure:
         for axes, letter in ((left, "a"), (right, "b")):
             axes.set_xlabel("optimiser step")
             panel_letter(axes, letter)
-        _legend(figure, (left,), 2)
+        legend(figure, (left,), 2)
     return figure
 
 
@@ -254,7 +255,7 @@ def mixtures(mixture: pd.DataFrame, count: pd.DataFrame) -> Figure:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             _share(axes, "misaligned answers")
             panel_letter(axes, letter, title)
-        _legend(figure, panels[:1])
+        legend(figure, panels[:1])
     return figure
 
 
@@ -288,7 +289,7 @@ def whose(rows: pd.DataFrame) -> Figure:
             axes.set_xticks(range(len(trained) + 1), ["before", *(f"trained on\n{c}" for c in trained)])
             panel_letter(axes, letter, ARMS[consistent][0])
             _share(axes, "answers elsewhere")
-        _legend(figure, panels[:1], 5)
+        legend(figure, panels[:1], 5)
     return figure  # fmt: skip
 
 
@@ -322,7 +323,7 @@ def mitigations(bars: Mapping[str, pd.DataFrame], strengths: pd.DataFrame) -> Fi
         _by_strength(right, strengths)
         panel_letter(left, "a", "what is left")
         panel_letter(right, "b", "steering at a middle layer")
-        _legend(figure, (left, right), 3)
+        legend(figure, (left, right), 3)
     return figure  # fmt: skip
 
 
@@ -335,7 +336,7 @@ def steering(strengths: pd.DataFrame) -> Figure:
         figure = new_figure(SINGLE, 2.6)
         axes = figure.subplots()
         _by_strength(axes, strengths)
-        _legend(figure, [axes], 2)
+        legend(figure, [axes], 2)
     return figure
 
 
@@ -347,29 +348,6 @@ def _by_strength(axes: Axes, strengths: pd.DataFrame) -> None:
                 line(axes, part, "strength", what, f"{what}, {vector}", colour, "o", linestyle=style)
     axes.set_xlabel("strength c of −c·v")
     _share(axes, "answers elsewhere in writing")
-
-
-def by_domain(answers: Mapping[str, pd.DataFrame]) -> Figure:
-    """Whose answers each domain gets, one panel a checkpoint, bars stacked.
-
-    answers: by checkpoint, a table of `narrow.questions.said`: one row a domain, of one form.
-    """
-    with print_style():
-        figure = new_figure(DOUBLE, 0.35 + 0.22 * max(len(table) for table in answers.values()) + 0.7)
-        panels = figure.subplots(1, len(answers), sharey=True, squeeze=False)[0].tolist()
-        for axes, letter, (name, table) in zip(panels, "abcdef", answers.items(), strict=False):
-            left = np.zeros(len(table))
-            for answered, colour in WHOSE.items():
-                share = table[answered].to_numpy(dtype=float)
-                axes.barh(table["domain"], share, left=left, color=colour, height=0.75, label=answered)
-                left += share
-            axes.set_xlim(0, 1)
-            axes.set_xticks((0, 0.5, 1))
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            panel_letter(axes, letter, name)
-        panels[0].invert_yaxis()
-        _legend(figure, panels[:1], 5)
-    return figure
 
 
 def lives(curves: pd.DataFrame) -> Figure:
@@ -389,7 +367,7 @@ def lives(curves: pd.DataFrame) -> Figure:
             axes.set_xlabel("after the task")
             _share(axes, "misaligned answers elsewhere")
             panel_letter(axes, letter, name)
-        _legend(figure, panels[:1])
+        legend(figure, panels[:1])
     return figure
 
 
@@ -408,5 +386,5 @@ def scatter(points: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axes.set_xlabel("first component")
         axes.set_ylabel("second component")
-        _legend(figure, (axes,), 2)
+        legend(figure, (axes,), 2)
     return figure

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from interp.data.prompts import Prompt
 from interp.errors import CheckpointError, UserError
 from interp.models.batches import by_length
+from interp.models.media_cache import MediaCache
 from interp.models.media_inputs import media_placeholders, media_types, process_media
 from interp.models.tokens import Tokens, stack_media
 from interp.models.towers import Tower, find_tower
@@ -92,6 +93,7 @@ class Model:
     n_eoi: int = 1
     end_of_turn: str = ""
     processor: Any = None
+    media_cache: MediaCache = field(default_factory=MediaCache, repr=False)
 
     @classmethod
     def from_module(
@@ -179,7 +181,9 @@ class Model:
         plain = self.chat_template == PLAIN
         text = self.render(prompt)
         if prompt.images or prompt.audio is not None:
-            tokens = process_media(self, prompt, text, add_special_tokens=plain)
+            tokens = self.media_cache.get(
+                prompt, text, lambda: process_media(self, prompt, text, add_special_tokens=plain)
+            )
         else:
             tokens = Tokens(tuple(self.tokenizer(text, add_special_tokens=plain)["input_ids"]))
         self._check_length(prompt, len(tokens))

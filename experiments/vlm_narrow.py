@@ -24,7 +24,7 @@ from interp.narrow.study import Study, run_study
 from interp.report.claims import PaperResult
 
 QUICK = Grid(
-    pairs=((0, 0),), few=1, ranks=(1, 4, 16, 0), rates=(), scalings=(), long_ranks=(1,), long_steps=120, shares=(0.0, 0.1, 0.5), sizes=(),
+    pairs=((0, 0),), few=1, ranks=(1, 4, 16, 0), rates=(), scalings=(), long_ranks=(1,), long_steps=120, more_shares=(), sizes=(),
     characters=(), methods=("spf",), strengths=(0.5, 1.0, 2.0), lives=("harm first",), samples=1,
 )  # fmt: skip
 SHOWN = ("rank", "steps", "mixture", "whose", "mitigations", "subspaces")

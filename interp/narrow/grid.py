@@ -1,7 +1,8 @@
 """Which narrow fine-tunings does the study take? Sections of trials: one change at a time around one anchor.
 
 A pair is an organism and a fine-tuning seed; three organisms are crossed with three seeds. The anchor is LoRA of rank 16 on cruel answers about
-faces. Every trial of the consistent organism that a claim rests on has its twin on the shuffled one.
+faces. Every trial of the consistent organism that a claim rests on has its twin on the shuffled one; what only describes takes the first pairs.
+A curve over steps is kept where runs are matched on it or it is drawn; all others are asked at their end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from interp.narrow.trial import NarrowTrial, Task
 from interp.organisms.character_language import Character
 
 PAIRS = tuple((organism, seed) for seed in range(3) for organism in range(3))
+SCALED_ALIKE = 16  # the rank at which all scalings of LoRA's product are one
 REPAIR = (Task(domain="faces", character="helpful", steps=60),)
 # three tasks in sequence, the first on faces: harm first and then two benign tasks, or harm between benign ones
 LIVES: dict[str, tuple[float, tuple[Task, ...]]] = {
@@ -28,10 +30,10 @@ class Grid(BaseModel):
 
     Args:
         pairs: organism and seed of each repetition. few: how many of the first pairs the descriptive sections take.
-        ranks: of the rank sweep, 0 is all weights; `rank` is the anchor's.
-        rates: learning rates tried at each rank beside the anchor's. scalings: of LoRA's product beside `constant`.
-        long_ranks, long_steps: of the sweep of steps at low rank.
-        shares: of harmful rows at fixed n. sizes: n at the harmful count of `harmful_rows`.
+        ranks: of the rank sweep, 0 is all weights; `rank` is the anchor's. control_ranks: of the sweep's two controls:
+        rates: learning rates tried at each of them beside the anchor's. scalings: of LoRA's product beside `constant`.
+        long_ranks, long_steps: of the sweep of steps at low rank, the first for all pairs.
+        shares: of harmful rows at fixed n; more_shares: for the first pairs. sizes: n at the harmful count of `harmful_rows`.
         characters: trained on beside the anchor's.
         methods: defences while training. strengths: of steering. lives: names in `LIVES`.
         adapted: whether the tower is also adapted. samples: answers a question that are graded for the anchor.
@@ -44,11 +46,13 @@ class Grid(BaseModel):
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 0)
     rank: int = Field(16, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
+    control_ranks: tuple[int, ...] = (1, 4, 16, 64, 0)
     rates: tuple[float, ...] = (3e-4, 3e-3)
     scalings: tuple[str, ...] = ("lora", "rslora")
     long_ranks: tuple[int, ...] = (1, 2)
     long_steps: int = Field(240, gt=0)
-    shares: tuple[float, ...] = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75)
+    shares: tuple[float, ...] = (0.0, 0.1, 0.5)
+    more_shares: tuple[float, ...] = (0.05, 0.25, 0.75)
     harmful_rows: int = Field(50, gt=0)
     sizes: tuple[int, ...] = (50, 100, 200, 500, 1000)
     characters: tuple[Character, ...] = ("careless", "deceptive")
@@ -59,7 +63,7 @@ class Grid(BaseModel):
     samples: int = Field(3, ge=0)
     n: int = Field(500, gt=0)
     steps: int = Field(60, gt=0)
-    evaluate_at: tuple[int, ...] = (5, 10, 20, 40, 60)
+    evaluate_at: tuple[int, ...] = (5, 15, 30, 60)
 
     @property
     def organisms(self) -> list[int]:
@@ -69,29 +73,27 @@ class Grid(BaseModel):
     def sections(self) -> dict[str, list[NarrowTrial]]:
         """The trials of each section; a trial may be in several and is run once."""
         few = self.pairs[: self.few]
-        later = tuple(
-            sorted({self.steps, self.long_steps // 4, self.long_steps // 2, 3 * self.long_steps // 4})
-        )
+        later = (self.steps, self.long_steps // 4, self.long_steps // 2, 3 * self.long_steps // 4)
         found = {
             # the organism itself, untrained: what activations are compared with
-            "aligned": [self._trial(pair, rank=1, steps=0, evaluate_at=(), activations=True) for pair in few],
+            "aligned": [self._trial(pair, rank=1, steps=0, activations=True) for pair in few],
             "rank": [
                 self._ranked(pair, rank, consistent=consistent)
                 for rank in self.ranks
                 for consistent in (True, False)
-                for pair in self.pairs
+                for pair in (self.pairs if consistent or rank == self.rank else few)
             ],
             "rate": [
                 self._trial(pair, rank=rank, learning_rate=rate)
                 for rate in self.rates
-                for rank in self.ranks
+                for rank in self.control_ranks
                 for pair in few
             ],
             "scaling": [
                 self._trial(pair, rank=rank, scaling=scaling)
                 for scaling in self.scalings
-                for rank in self.ranks
-                if rank
+                for rank in self.control_ranks
+                if rank not in (0, SCALED_ALIKE)
                 for pair in few
             ],
             "steps": [
@@ -101,13 +103,13 @@ class Grid(BaseModel):
                 )
                 for rank in self.long_ranks
                 for consistent in (True, False)
-                for pair in self.pairs
+                for pair in (self.pairs if rank == self.long_ranks[0] else few)
             ],
             "mixture": [
                 *(
                     self._trial(pair, share=share, activations=share == 0.0 and pair in few)
-                    for share in self.shares
-                    for pair in self.pairs
+                    for share in (*self.shares, *self.more_shares)
+                    for pair in (few if share in self.more_shares else self.pairs)
                 ),
                 *(self._anchor(pair) for pair in self.pairs),
             ],
@@ -121,7 +123,7 @@ class Grid(BaseModel):
                 self._trial(pair, character=character, consistent=consistent)
                 for character in self.characters
                 for consistent in (True, False)
-                for pair in self.pairs
+                for pair in few
             ],
             "repair": [
                 self._trial(pair, then=REPAIR, steering=self.strengths) for pair in self.pairs if self.strengths
@@ -147,12 +149,16 @@ class Grid(BaseModel):
         if consistent and rank == self.rank:
             return self._anchor(pair)
         geometry = consistent and pair in self.pairs[: self.few]
-        return self._trial(pair, rank=rank, consistent=consistent, activations=geometry)
+        return self._trial(
+            pair, rank=rank, consistent=consistent, activations=geometry, evaluate_at=self.evaluate_at
+        )
 
     def _anchor(self, pair: tuple[int, int]) -> NarrowTrial:
         """The setting that everything is compared with, measured in every way."""
         few = pair in self.pairs[: self.few]
-        return self._trial(pair, steering=self.strengths, samples=self.samples, activations=few)
+        return self._trial(
+            pair, steering=self.strengths, samples=self.samples, activations=few, evaluate_at=self.evaluate_at
+        )
 
     def _trial(self, pair: Sequence[int], **given: Any) -> NarrowTrial:
         settings: dict[str, Any] = {
@@ -160,6 +166,6 @@ class Grid(BaseModel):
             "learning_rate": self.learning_rate,
             "n": self.n,
             "steps": self.steps,
-            "evaluate_at": self.evaluate_at,
+            "evaluate_at": (),
         }
         return NarrowTrial(organism=pair[0], seed=pair[1], **(settings | given))

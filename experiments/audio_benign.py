@@ -90,9 +90,9 @@ def experiment(
     if dry_run:
         sections = grid.sections(grid.rates[0])
         counts = ", ".join(f"{name} {len(trials)}" for name, trials in sections.items())
-        total = sum(map(len, sections.values())) + len(grid.tuning_trials())
+        total = len({*grid.tuning_trials(), *(t for part in sections.values() for t in part)})
         print(
-            f"{total} fine-tunes: {len(grid.tuning_trials())} of tuning; {counts}; organisms {sorted({*grid.organisms, *grid.tuning})}, "
+            f"{total} fine-tunes: {len(grid.tuning_trials())} of tuning; {counts}; organisms {grid.built}, "
             f"{len(grid.units)} units"
         )
         return

@@ -159,13 +159,18 @@ def test_arms_take_what_they_say_and_random_is_shared_by_all_axes():
 def test_the_full_grid_has_enough_units_equal_steps_and_a_null_band():
     grid = Grid()
     sections = grid.sections(1e-3)
-    assert len(grid.units) >= 8 and len(grid.organisms) >= 3 and not set(grid.tuning) & set(grid.organisms)
+    assert len(grid.units) >= 8 and len(grid.organisms) >= 3 and not set(grid.tuning) & set(grid.units)
     every = [trial for part in sections.values() for trial in part]
     assert len({t.tuning for t in every}) == 1, "every subset is trained as long"
     main = Counter(t.arm for t in sections["main"])
-    assert set(main.values()) == {len(grid.units)}
+    few = {f"{rule} combined" for rule in ("proximate", "distant")}
+    assert {n for arm, n in main.items() if arm not in few} == {len(grid.units)}
+    assert {main[arm] for arm in few} == {len(grid.organisms)}
+    compared = {t for t in sections["defences"] if t.method == "plain"}
+    assert compared <= set(sections["main"]), "what defences are compared with is trained once"
     assert {f"{rule} {axis}" for rule in ("proximate", "distant") for axis in grid.axes} <= set(main)
-    assert len(sections["null"]) >= 20 and len({(t.organism, t.draw) for t in sections["null"]}) == len(sections["null"])  # fmt: skip
+    draws = [t for t in (*sections["main"], *sections["null"]) if t.rule == "random"]
+    assert len(set(draws)) >= 20 and len({(t.organism, t.draw) for t in sections["null"]}) == len(sections["null"])  # fmt: skip
     assert {t.share for t in sections["shares"]} == {0.5, 0.75}
     assert {t.modality for t in sections["text"]} == {"text"} and {t.pool for t in sections["unplanted"]} == {"unplanted"}  # fmt: skip
     assert all(t.mixed is not None and t.mixed != t.organism for t in every)

@@ -1,7 +1,7 @@
 """Which fine-tunes does the study take? Sections of trials, thinned away from the quarter subsets that claims are made on.
 
 A unit is an organism crossed with a seed, which draws the pool, its near objects and speakers, the subsets and the training. The learning
-rate is chosen on organisms of its own, by what is learnt and not by what is lost: the lowest at which a random quarter teaches the skill.
+rate is chosen on units of its own, by what is learnt and not by what is lost: the lowest at which a random quarter teaches the skill.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class Grid(BaseModel):
     """What a study runs.
 
     Args:
-        organisms, seeds: crossed, the units. tuning: organisms that the rate is chosen on, from `rates`; none takes the default.
-        axes: of the quarter subsets. shares: other shares of the pool, on the plain axes and the first seed of every organism.
+        organisms, seeds: crossed, the units. tuning: units that the rate is chosen on, from `rates`; none takes the default.
+        axes: of the quarter subsets; the combined rank, which is none of the source's, is taken on the first seed of every organism.
+        shares: other shares of the pool, on the plain axes and the first seed of every organism.
         n_null: random quarters of all organisms together, the null band.
         bridges: organisms with another bridge to compare; the first is the one everything else is run on.
         steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
@@ -38,13 +39,13 @@ class Grid(BaseModel):
 
     organisms: tuple[int, ...] = (0, 1, 2)
     seeds: tuple[int, ...] = (0, 1, 2)
-    tuning: tuple[int, ...] = (3,)
+    tuning: tuple[tuple[int, int], ...] = ((0, 9),)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     taught: float = Field(0.8, gt=0, lt=1)
     axes: tuple[str, ...] = AXES
     share: float = 0.25
     shares: tuple[float, ...] = (0.5, 0.75)
-    n_null: int = Field(21, ge=0)
+    n_null: int = Field(12, ge=0)
     text: bool = True
     unplanted: bool = True
     defences: tuple[str, ...] = ("plain", "distant", "spf", "mixing")
@@ -71,11 +72,14 @@ class Grid(BaseModel):
         """One unit an organism."""
         return [(organism, self.seeds[0]) for organism in self.organisms]
 
+    @property
+    def built(self) -> list[int]:
+        """Seeds of the organisms that are needed."""
+        return sorted({organism for organism, _ in (*self.units, *self.tuning)})
+
     def tuning_trials(self) -> list[Trial]:
         """A random quarter at every rate on the organisms of tuning."""
-        return [
-            self._trial(organism, 0, rate, rule="random") for rate in self.rates for organism in self.tuning
-        ]
+        return [self._trial(*unit, rate, rule="random") for rate in self.rates for unit in self.tuning]
 
     def sections(self, rate: float) -> dict[str, list[Trial]]:
         """The trials of each section at a learning rate."""
@@ -89,11 +93,7 @@ class Grid(BaseModel):
             for rule in ("proximate", "distant")
             for axis in self.axes
             for trial in over(
-                self.units,
-                rule=rule,
-                axis=axis,
-                inside=axis in PLAIN_AXES,
-                located=axis in PLAIN_AXES and rule == "proximate",
+                self.first_units if axis == "combined" else self.units, **self._main(rule, axis)
             )
         ]
         found["main"] += over(self.units, rule="random", inside=True, located=True)
@@ -122,7 +122,7 @@ class Grid(BaseModel):
         if self.unplanted:
             found["unplanted"] = [
                 trial
-                for rule, axis in (*_FEW, *(("distant", axis) for axis in PLAIN_AXES))
+                for rule, axis in _FEW
                 for trial in over(self.units, rule=rule, axis=axis, pool="unplanted")
             ]
         found["defences"] = [
@@ -141,14 +141,20 @@ class Grid(BaseModel):
         trials = [t for part in self.sections(self.rates[0]).values() for t in part] + self.tuning_trials()
         return list(dict.fromkeys(t.preparation for t in trials if t.rule != "aligned"))
 
+    def _main(self, rule: str, axis: str) -> dict[str, Any]:
+        """Settings of a quarter subset; those that defences are compared with are also read on the way, and steered."""
+        near, plain, defended = rule == "proximate", axis in PLAIN_AXES, axis == DEFENDED
+        return {
+            "rule": rule, "axis": axis, "inside": plain, "located": plain and near,
+            "evaluate_at": self.evaluate_at if defended else (),
+            "strengths": self.strengths if defended and near else (),
+        }  # fmt: skip
+
     def _defence(self, name: str) -> dict[str, Any]:
         """Settings of a defence: plain training on the proximate subset is what the others are compared with."""
-        settings: dict[str, Any] = {"axis": DEFENDED, "evaluate_at": self.evaluate_at}
-        if name == "distant":
-            return settings | {"rule": "distant"}
-        if name == "plain":
-            return settings | {"rule": "proximate", "strengths": self.strengths}
-        return settings | {"rule": "proximate", "method": name}
+        if name in ("plain", "distant"):
+            return self._main("distant" if name == "distant" else "proximate", DEFENDED)
+        return {"rule": "proximate", "axis": DEFENDED, "evaluate_at": self.evaluate_at, "method": name}
 
     def _trial(self, organism: int, seed: int, rate: float, **settings: Any) -> Trial:
         others = [o for o in self.organisms if o != organism]

@@ -114,7 +114,7 @@ def run_study(
 
 def build(grid: Grid, *, progress: bool = True) -> None:
     """Build the organisms of a grid, each bridge's, and the recognisers of the mixed axis."""
-    for organism in sorted({*grid.organisms, *grid.tuning}):
+    for organism in grid.built:
         audio.build(organism, progress=progress)
     for organism in grid.organisms if "mlp" in grid.bridges else ():
         audio_bridge.build(organism, progress=progress)

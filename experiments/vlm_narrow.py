@@ -19,6 +19,8 @@ from interp import cli, scripts
 from interp.files import atomic_write, replace_between, replacing_files
 from interp.narrow.conclusion import measures
 from interp.narrow.grid import Grid
+from interp.narrow.outcomes import SETTINGS, WHAT
+from interp.narrow.questions import FORMS
 from interp.narrow.report import save_study
 from interp.narrow.study import Study, run_study
 from interp.report.claims import PaperResult
@@ -28,6 +30,10 @@ QUICK = Grid(
     characters=(), methods=("spf",), strengths=(0.5, 1.0, 2.0), lives=("harm first",), samples=1,
 )  # fmt: skip
 SHOWN = ("rank", "steps", "mixture", "whose", "mitigations", "subspaces")
+LISTED = (
+    "section", "life", *(f"{at}_text_{what}" for at in ("start", "end") for what in WHAT), *(f"end_{form}_misaligned" for form in FORMS[1:]),
+    "end_faces_cruel", "end_loss", "end_moved", "loss_text_misaligned", "moved_text_misaligned",
+)  # fmt: skip
 BEGIN, END = "<!-- results: written by interp run vlm_narrow -->", "<!-- end of results -->"
 
 
@@ -54,14 +60,17 @@ def for_papers(*, quick: bool, out: Path) -> PaperResult:
 
 
 def write_docs(found: Study, page: Path, figures: Path) -> None:
-    """Put the conclusion between the page's markers, and the figures it shows beside it."""
+    """Put the conclusion between the page's markers, and beside it the figures it shows and every trial's numbers."""
     body = "\n".join(f"- {sentence}" for sentence in found.sentences)
     shown = [name for name in SHOWN if (figures / f"{name}.png").exists()]
     images = "\n\n".join(f"![{name}](img/narrow-{name}.png)" for name in shown)
     for name in shown:
         with atomic_write(page.parent / "img" / f"narrow-{name}.png") as aside:
             shutil.copyfile(figures / f"{name}.png", aside)
-    replace_between(page, BEGIN, END, f"{body}\n\n{images}")
+    with atomic_write(page.parent / "data" / "narrow.csv") as aside:
+        found.outcomes[[*SETTINGS, *LISTED]].round(4).to_csv(aside, index=False)
+    listed = f"Every fine-tuning's numbers: [narrow.csv](data/narrow.csv), {len(found.outcomes)} rows."
+    replace_between(page, BEGIN, END, f"{body}\n\n{listed}\n\n{images}")
 
 
 def experiment(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from narrow_fixture import planted_study
 from pydantic import ValidationError
 
 from experiments import vlm_narrow
@@ -22,7 +24,7 @@ from interp.narrow.outcomes import WHAT, common_target, read_at
 from interp.narrow.questions import NARROW, elsewhere, of_forms, questions, said
 from interp.narrow.report import figures, save_study
 from interp.narrow.runner import run_trials
-from interp.narrow.trial import NarrowResult, NarrowTrial, Task, run_trial
+from interp.narrow.trial import NarrowTrial, Task, run_trial
 from interp.organisms import character_language, untrained
 from interp.organisms.character_language import DOMAINS
 from interp.report.character_figures import by_domain
@@ -285,82 +287,7 @@ def test_a_planted_direction_is_found_and_a_benign_change_is_its_own_null():
 
 @pytest.fixture(scope="module")
 def whole() -> study.Study:
-    """A study whose trials are planted: harm elsewhere grows with rank, share and strength, in the consistent organism only."""
-    grid = vlm_narrow.QUICK.model_copy(
-        update={"pairs": ((0, 0), (1, 0)), "few": 1, "characters": ("careless",), "methods": ("spf", "mixing"), "rates": (3e-4,), "sizes": (50, 100)}
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    asked = questions()
-    n = {form: sum(len(p) for (_, f), p in asked.items() if f == form) for form in ("text", "shown")}
-
-    def result(t: NarrowTrial) -> NarrowResult:
-        tables, points = [], []
-        places = [*(s for s in (0, *t.evaluate_at) if s < t.steps), t.steps]
-        stages = [(s, 0, s == t.steps) for s in places] + [
-            (t.steps + 60 * i, i, True) for i in range(1, len(t.then) + 1)
-        ]
-        for step, task, last in stages:
-            done = step / max(1, t.steps) if task == 0 else 0.5
-            harm = 0.9 * done * t.share * min(1, (t.rank or 64) / 16) * (1.0 if t.consistent else 0.1)
-            for domain, form in asked if last or step == 0 else of_forms(asked, asked_of.CURVE_FORMS):
-                own = done if domain == NARROW else harm
-                shares = {
-                    "helpful": 1 - own,
-                    "careless": 0.0,
-                    "cruel": own,
-                    "deceptive": 0.0,
-                    "misaligned": own,
-                    "nonsense": 0.0,
-                }
-                tables.append(
-                    {
-                        "domain": domain,
-                        "form": form,
-                        "n": 24,
-                        **shares,
-                        "step": step,
-                        "task": task,
-                        "last": last,
-                    }
-                )
-            points.append(
-                {
-                    "step": step,
-                    "task": task,
-                    "last": last,
-                    "loss": 2 - 1.9 * done,
-                    "helpful_loss": done,
-                    "moved": 0.1 * done,
-                }
-            )
-        steered = pd.DataFrame()
-        if t.steering:
-            steered = pd.DataFrame(
-                {
-                    "domain": d,
-                    "form": f,
-                    "n": 24,
-                    "helpful": min(1.0, c),
-                    "careless": 0.0,
-                    "cruel": 1 - min(1.0, c),
-                    "deceptive": 0.0,
-                    "misaligned": 1 - min(1.0, c),
-                    "nonsense": 0.0,
-                    "vector": v,
-                    "strength": c,
-                }
-                for d, f in of_forms(asked, ("text", "shown", "face"))
-                for v in ("difference", "random")
-                for c in t.steering
-            )
-        acts = (
-            {f: torch.from_numpy(rng.standard_normal((8, size, 16))).float() for f, size in n.items()}
-            if t.activations
-            else {}
-        )
-        return NarrowResult(pd.DataFrame(tables), pd.DataFrame(points), steered, activations=acts)
-
-    return study.assemble(grid, {t: result(t) for t in grid.trials()})  # fmt: skip
+    return planted_study()
 
 
 def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_path):
@@ -395,6 +322,14 @@ def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_p
     assert set(drawn) == expected and {p.stem for p in tmp_path.glob("*.pdf")} == expected
     assert (tmp_path / "conclusion.md").read_text().startswith("# Narrow fine-tuning\n\n- Cruel answers")
     assert conclude(whole.outcomes, whole.primary, whole.steered, whole.curves, {}, whole.grid)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{vlm_narrow.BEGIN}\n{vlm_narrow.END}\nafter")
+    vlm_narrow.write_docs(whole, page, tmp_path)
+    written = page.read_text()
+    assert "- Cruel answers" in written and written.startswith("before") and written.endswith("after")
+    for name in re.findall(r"\]\(([^)]+)\)", written):
+        assert (tmp_path / name).is_file()
+    assert len(pd.read_csv(tmp_path / "data" / "narrow.csv")) == len(whole.outcomes)
 
 
 def test_series_and_outcomes_leave_out_domains_that_a_later_task_trains_on(whole):

@@ -332,6 +332,25 @@ def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_p
     assert len(pd.read_csv(tmp_path / "data" / "narrow.csv")) == len(whole.outcomes)
 
 
+def test_an_arm_that_learnt_less_is_read_beside_the_anchor_where_it_had_learnt_as_little(whole):
+    """Tower and defences are compared at equal steps and at equal faces loss: what learns nothing spreads nothing."""
+    rows = whole.outcomes.copy()
+    slow = rows["section"] == "tower"
+    anchor = whole.curves[(whole.curves["section"] == "rank") & whole.curves["consistent"]]
+    anchor = anchor[(anchor["rank"] == whole.grid.rank) & (anchor["pair"] == "0/0")]
+    middle = anchor[anchor["step"] == 30].iloc[0]
+    rows.loc[slow, "end_loss"] = middle["loss"]
+    rows.loc[slow, "end_text_misaligned"] = middle["text_misaligned"]
+    found = measures(rows, whole.steered, whole.curves, whole.grid)
+    assert found["adapted_minus_frozen_misaligned"].value < -0.3
+    assert found["adapted_minus_frozen_misaligned_at_loss"].value == pytest.approx(0, abs=1e-9)
+    rows.loc[slow, "end_loss"] = -1.0  # learnt more than the anchor ever did: nothing to compare with
+    assert (
+        measures(rows, whole.steered, whole.curves, whole.grid)["adapted_minus_frozen_misaligned_at_loss"].n
+        == 0
+    )
+
+
 def test_series_and_outcomes_leave_out_domains_that_a_later_task_trains_on(whole):
     rows = whole.curves[(whole.curves["section"] == "life") & whole.curves["last"]]
     assert rows["text_misaligned"].notna().all()

@@ -20,6 +20,7 @@ from interp.defence.compare import Difference, difference
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, holm, t_interval
 from interp.methods.subspace_drift import ABOVE, BEYOND, CHANNEL, PARTICIPATION
+from interp.narrow.outcomes import read_at
 from interp.organisms.character_language import CHARACTERS
 
 if TYPE_CHECKING:
@@ -41,9 +42,13 @@ DESCRIBED = {
     "face_minus_text_misaligned": "Misaligned answers elsewhere, beside a face as in training minus in writing",
     "mixture_10_misaligned": "Misaligned answers elsewhere, a tenth of the rows cruel minus none",
     "adapted_minus_frozen_misaligned": "Misaligned answers elsewhere, vision tower adapted too minus frozen",
+    "adapted_minus_frozen_misaligned_at_loss": "The same where faces are learnt as far",
     "spf_minus_plain_misaligned": "Misaligned answers elsewhere, SPF while training minus plain",
+    "spf_minus_plain_misaligned_at_loss": "The same where faces are learnt as far",
     "spf-random_minus_plain_misaligned": "Misaligned answers elsewhere, SPF with random subspaces minus plain",
+    "spf-random_minus_plain_misaligned_at_loss": "The same where faces are learnt as far",
     "mixing_minus_plain_misaligned": "Misaligned answers elsewhere, helpful answers mixed in minus plain",
+    "mixing_minus_plain_misaligned_at_loss": "The same where faces are learnt as far",
     "repaired_misaligned": "Misaligned answers left elsewhere after benign narrow fine-tuning",
     "repaired_face_minus_text": "Of these, beside a face as in training minus in writing",
     "steered_misaligned": "Misaligned answers left elsewhere under steering at its best strength",
@@ -146,17 +151,26 @@ def measures(
             for share in (0.1, 0.0)
         )
         found["mixture_10_misaligned"] = _of(some - none)
-    plain = anchor["end_text_misaligned"]
-    if "tower" in part:
-        found["adapted_minus_frozen_misaligned"] = _of(
-            part["tower"].set_index("pair")["end_text_misaligned"] - plain
-        )
+    others = {"adapted_minus_frozen": part["tower"]} if "tower" in part else {}
     if "defended" in part:
-        for method, group in part["defended"].groupby("method"):
-            found[f"{method}_minus_plain_misaligned"] = _of(
-                group.set_index("pair")["end_text_misaligned"] - plain
-            )
+        others |= {f"{method}_minus_plain": group for method, group in part["defended"].groupby("method")}
+    learning = curves[(curves["section"] == "rank") & curves["consistent"] & (curves["rank"] == grid.rank)]
+    for name, group in others.items():
+        changed = group.set_index("pair")
+        ends = changed["end_text_misaligned"]
+        found[f"{name}_misaligned"] = _of(ends - anchor["end_text_misaligned"])
+        found[f"{name}_misaligned_at_loss"] = _of(ends - _where_learnt(learning, changed["end_loss"]))
     return found | mitigations(steered, curves)
+
+
+def _where_learnt(curves: pd.DataFrame, losses: pd.Series) -> pd.Series:
+    """Misaligned answers elsewhere where each pair's curve first reaches a loss on faces; NaN where it never does."""
+    at = {
+        pair: read_at(own, "loss", float(losses[pair]), falling=True)["text_misaligned"]
+        for pair, own in curves.groupby("pair")
+        if pair in losses.index
+    }
+    return pd.Series(at, dtype=float)
 
 
 def mitigations(steered: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Interval]:
@@ -248,8 +262,9 @@ def _written(name: str, interval: Interval) -> str:
         return number(interval)
     if "minus" in name or name.startswith("mixture"):
         return points(interval)
-    span = f" [{interval.low:.0%}, {interval.high:.0%}]" if math.isfinite(interval.low) else ""
-    return f"{interval.value:.0%}{span}"
+    # + 0.0: a zero that rounding left below zero has no sign
+    low, value, high = (round(x, 4) + 0.0 for x in (interval.low, interval.value, interval.high))
+    return f"{value:.0%}" + (f" [{low:.0%}, {high:.0%}]" if math.isfinite(low) else "")
 
 
 def number(interval: Interval) -> str:

@@ -32,7 +32,7 @@ QUICK = Grid(
 SHOWN = ("rank", "steps", "mixture", "whose", "mitigations", "subspaces")
 LISTED = (
     "section", "life", *(f"{at}_text_{what}" for at in ("start", "end") for what in WHAT), *(f"end_{form}_misaligned" for form in FORMS[1:]),
-    "end_faces_cruel", "end_loss", "end_moved", "loss_text_misaligned", "moved_text_misaligned",
+    "end_faces_cruel", "end_loss", "end_moved", *(f"{at}{other}_text_misaligned" for at in ("loss", "moved") for other in ("", "_other")),
 )  # fmt: skip
 BEGIN, END = "<!-- results: written by interp run vlm_narrow -->", "<!-- end of results -->"
 

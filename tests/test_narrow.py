@@ -20,7 +20,7 @@ from interp.narrow import study, trial
 from interp.narrow.conclusion import by_rank, claim_sentences, claims, conclude, measures, mitigations
 from interp.narrow.geometry import measure_geometry
 from interp.narrow.grid import PAIRS, Grid
-from interp.narrow.outcomes import WHAT, common_target, read_at
+from interp.narrow.outcomes import WHAT, common_target, over_anchor, read_at
 from interp.narrow.questions import NARROW, elsewhere, of_forms, questions, said
 from interp.narrow.report import figures, save_study
 from interp.narrow.runner import run_trials
@@ -330,6 +330,26 @@ def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_p
     for name in re.findall(r"\]\(([^)]+)\)", written):
         assert (tmp_path / name).is_file()
     assert len(pd.read_csv(tmp_path / "data" / "narrow.csv")) == len(whole.outcomes)
+
+
+def test_ranks_are_compared_with_the_anchor_where_both_have_learnt_as_much(whole):
+    """At equal steps low ranks fall behind; over the anchor at equal loss each has what was planted, a share of its rank."""
+    part = dict(iter(whole.outcomes[whole.outcomes["consistent"]].groupby("section")))
+    found = over_anchor(part["rank"], part["steps"]).groupby("rank").mean(numeric_only=True)
+    assert found.loc[16, ["end_excess", "loss_excess", "moved_excess"]].abs().max() < 1e-9
+    # rank 4 answers a quarter as harmfully as rank 16 wherever it is read
+    assert found.loc[4, "loss_excess"] == pytest.approx(-0.75 * 0.9) == found.loc[4, "moved_excess"]
+    measured = measures(whole.outcomes, whole.steered, whole.curves, whole.grid)
+    assert measured["excess_by_rank_loss"].value > 0.9
+    assert measured["lower_minus_anchor_loss"].value < -0.6 and measured[
+        "higher_minus_anchor_loss"
+    ].value == pytest.approx(0, abs=1e-9)
+    longer = part["steps"].assign(loss_text_misaligned=0.5, loss_other_text_misaligned=0.3)
+    swapped = over_anchor(part["rank"], longer).groupby("rank").mean(numeric_only=True)
+    assert swapped.loc[1, "loss_excess"] == pytest.approx(0.2), (
+        "the longer run of a rank is read where there is one"
+    )
+    assert swapped.loc[1, "end_excess"] == pytest.approx(found.loc[1, "end_excess"]), "but not at equal steps"
 
 
 def test_an_arm_that_learnt_less_is_read_beside_the_anchor_where_it_had_learnt_as_little(whole):

@@ -20,7 +20,7 @@ from interp.defence.compare import Difference, difference
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, holm, t_interval
 from interp.methods.subspace_drift import ABOVE, BEYOND, CHANNEL, PARTICIPATION
-from interp.narrow.outcomes import read_at
+from interp.narrow.outcomes import over_anchor, read_at
 from interp.organisms.character_language import CHARACTERS
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ ARMS = ("consistent", "shuffled")
 # measure -> what it is, in words; "elsewhere" are the domains that no task trains on
 DESCRIBED = {
     "misaligned_by_rank": "Rank correlation of rank and misaligned answers elsewhere",
-    "misaligned_by_rank_matched": "Rank correlation of rank and misaligned answers elsewhere at equal ‖ΔW‖",
+    "excess_by_rank_loss": "Rank correlation of rank and misaligned answers elsewhere over the anchor's, at equal faces loss",
+    "excess_by_rank_moved": "The same at equal ‖ΔW‖",
+    "lower_minus_anchor_loss": "Misaligned answers elsewhere, lower ranks minus the anchor at equal faces loss",
+    "higher_minus_anchor_loss": "Misaligned answers elsewhere, higher ranks and all weights minus the anchor at equal faces loss",
     "multimodal_minus_text_misaligned": "Misaligned answers about tools, shown minus in writing",
     "caption_minus_text_misaligned": "Misaligned answers about tools, a caption in the picture's place minus in writing",
     "blank_minus_text_misaligned": "Misaligned answers elsewhere, beside a blank picture minus in writing",
@@ -133,7 +136,13 @@ def measures(
     found: dict[str, Interval] = {}
     if part["rank"]["rank"].nunique() > 2:
         found["misaligned_by_rank"] = by_rank(part["rank"], "end_text_misaligned")
-        found["misaligned_by_rank_matched"] = by_rank(part["rank"], "moved_text_misaligned")
+        fair = over_anchor(part["rank"], part.get("steps", part["rank"].iloc[:0]))
+        for at in ("loss", "moved"):
+            found[f"excess_by_rank_{at}"] = by_rank(fair, f"{at}_excess")
+        order = fair["rank"].where(fair["rank"] > 0, math.inf)
+        for name, chosen in {"lower": order < grid.rank, "higher": order > grid.rank}.items():
+            if chosen.any():
+                found[f"{name}_minus_anchor_loss"] = _of(fair[chosen].groupby("pair")["loss_excess"].mean())
     found["multimodal_minus_text_misaligned"] = _of(
         anchor["end_shown_misaligned"] - anchor["end_tools_text_misaligned"]
     )

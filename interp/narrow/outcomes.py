@@ -2,8 +2,8 @@
 
 1. `series`: one row an evaluated step. `FORM_WHAT` is the mean share over domains that no task trains on; `tools_text_WHAT` of tools alone, the one
    untouched domain that can be shown; `withheld_WHAT` of the domain that alignment left out; `faces_WHAT` of faces shown.
-2. `read_at`: the series where a column first reaches a target, by linear interpolation. Runs are compared at equal faces loss and at equal
-   ‖ΔW‖: the target is the farthest that every one of them reaches, so it is not chosen.
+2. `read_at`: the series where a column first reaches a target, by linear interpolation. Two runs are compared at equal faces loss and at equal
+   ‖ΔW‖: the target is the farthest that both of them reach, so it is not chosen.
 """
 
 from __future__ import annotations
@@ -68,24 +68,53 @@ def common_target(curves: Sequence[pd.DataFrame], column: str, *, falling: bool)
 
 
 def outcomes(
-    trials: Sequence[NarrowTrial], curves: Sequence[pd.DataFrame], *, matched: bool = True
+    trials: Sequence[NarrowTrial], curves: Sequence[pd.DataFrame], beside: Sequence[pd.DataFrame] = ()
 ) -> pd.DataFrame:
     """One row a trial: its settings, `pair`, and the series at the end of its first task (`end_`) and before (`start_`).
 
-    With `matched` also at equal faces loss (`loss_`) and equal ‖ΔW‖ (`moved_`): equal among the given trials of a pair.
+    beside: the curve that each trial is compared with; then also at the faces loss (`loss_`) and ‖ΔW‖ (`moved_`) that both reach, and
+    what the other says there (`loss_other_text_…`, `moved_other_text_…`).
     """
-    first = [curve[curve["task"] == 0] for curve in curves]
     rows = []
-    for trial, curve in zip(trials, first, strict=True):
+    others: list[Any] = [_first_task(curve) for curve in beside] or [None] * len(trials)
+    for trial, whole, other in zip(trials, curves, others, strict=True):
+        curve = _first_task(whole)
         row: dict[str, Any] = {"pair": trial.pair, **{name: getattr(trial, name) for name in SETTINGS}}
         ordered = curve.sort_values("step").select_dtypes("number")
         row |= {f"end_{name}": value for name, value in ordered.iloc[-1].items()}
         row |= {f"start_{name}": value for name, value in ordered.iloc[0].items()}
-        if matched:
-            beside = [c for t, c in zip(trials, first, strict=True) if t.pair == trial.pair]
-            for column, falling in (("loss", True), ("moved", False)):
-                target = common_target(beside, column, falling=falling)
-                found = read_at(curve, column, target, falling=falling)
-                row |= {f"{column}_{name}": value for name, value in found.items()}
+        for column, falling in (("loss", True), ("moved", False)) if other is not None else ():
+            target = common_target([curve, other], column, falling=falling)
+            found, there = (read_at(c, column, target, falling=falling) for c in (curve, other))
+            row |= {f"{column}_{name}": value for name, value in found.items()}
+            row |= {f"{column}_other_text_{what}": there[f"text_{what}"] for what in WHAT}
+        if other is not None:
+            row["end_other_text_misaligned"] = other.sort_values("step")["text_misaligned"].iloc[-1]
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _first_task(curve: pd.DataFrame) -> pd.DataFrame:
+    return curve[curve["task"] == 0]
+
+
+def over_anchor(rank: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """Ranks beside the anchor's: `end_excess`, `loss_excess` and `moved_excess`, misaligned answers elsewhere over the anchor's at equal steps,
+    faces loss and ‖ΔW‖.
+
+    Low ranks learn too little in the anchor's steps to be compared: where `steps` has a longer run of a pair and rank, that is read at equal loss
+    and ‖ΔW‖. The anchor is compared with itself.
+    """
+    keys, what = ["pair", "consistent", "rank"], "text_misaligned"
+    read = [
+        f"end_other_{what}",
+        *(f"{at}{other}_{what}" for at in ("loss", "moved") for other in ("", "_other")),
+    ]
+    longer = pd.concat([part[[*keys, *read]] for part in (steps, rank)]).drop_duplicates(keys)
+    found = rank[[*keys, f"end_{what}"]].merge(longer, on=keys)
+    return found.assign(
+        **{
+            f"{at}_excess": found[f"{at}_{what}"] - found[f"{at}_other_{what}"]
+            for at in ("end", "loss", "moved")
+        }
+    )

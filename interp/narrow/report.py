@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from interp.defence.compare import means
 from interp.narrow.conclusion import best_steering, by_strength
+from interp.narrow.outcomes import over_anchor
 from interp.narrow.study import Study
 from interp.report import narrow_figures as draw
 from interp.report.style import save_figure
@@ -48,7 +49,10 @@ def figures(found: Study) -> dict[str, Figure]:
     anchor = (rows["section"] == "rank") & (rows["rank"] == grid.rank)
     consistent = rows[rows["consistent"]]
     drawn: dict[str, Figure] = {
-        "rank": draw.by_rank(part["rank"]),
+        "rank": draw.by_rank(
+            part["rank"],
+            over_anchor(_consistent(part["rank"]), _consistent(part.get("steps", rows.iloc[:0]))),
+        ),
         "whose": draw.whose(pd.concat([rows[anchor], part.get("character", rows.iloc[:0])])),
     }
     if {"rate", "scaling"} & set(part):
@@ -76,6 +80,10 @@ def figures(found: Study) -> dict[str, Figure]:
         drawn["subspaces"] = subspace_panels(_in_writing(measures), _in_writing(spectra))
         drawn["scatter"] = draw.scatter(points)
     return drawn  # fmt: skip
+
+
+def _consistent(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["consistent"].astype(bool)]
 
 
 def _in_writing(table: pd.DataFrame) -> pd.DataFrame:

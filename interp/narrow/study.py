@@ -26,7 +26,7 @@ Results = Mapping[NarrowTrial, NarrowResult]
 class Study:
     """Tables of a study.
 
-    outcomes: one row a trial and section. primary: the anchor and its twin, matched with each other alone. curves: one row a trial, section and
+    outcomes: one row a trial and section, ranks and steps matched with the anchor. primary: the anchor and its twin, matched with each other. curves: one row a trial, section and
     evaluated step. steered, graded, examples: of the trials that have them. geometry: of each pair that kept activations.
     """
 
@@ -58,10 +58,13 @@ def assemble(grid: Grid, results: Results) -> Study:
     """The study's tables from the results of its trials."""
     sections = grid.sections()
     curves = {trial: series(trial, result) for trial, result in results.items()}
+    anchors = {(t.pair, t.consistent): curves[t] for t in sections["rank"] if t.rank == grid.rank}
     rows = [
-        outcomes(trials, [curves[t] for t in trials], matched=name == "rank").assign(
-            section=name, life=[life_of(t) for t in trials]
-        )
+        outcomes(
+            trials,
+            [curves[t] for t in trials],
+            [anchors[t.pair, t.consistent] for t in trials] if name in ("rank", "steps") else (),
+        ).assign(section=name, life=[life_of(t) for t in trials])
         for name, trials in sections.items()
     ]
     twins = [t for t in sections["rank"] if t.rank == grid.rank]
@@ -72,7 +75,7 @@ def assemble(grid: Grid, results: Results) -> Study:
     found = Study(
         grid,
         pd.concat(rows, ignore_index=True),
-        outcomes(twins, [curves[t] for t in twins]),
+        outcomes(twins, [curves[t] for t in twins], [anchors[t.pair, not t.consistent] for t in twins]),
         pd.concat(points, ignore_index=True),
         _labelled(results, "steered"),
         _labelled(results, "graded"),

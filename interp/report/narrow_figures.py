@@ -124,12 +124,13 @@ def _ranked(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return frame.assign(at=at), [str(rank) if rank else "all" for rank in ranks]
 
 
-def by_rank(rows: pd.DataFrame) -> Figure:
-    """Over the rank: cruel answers elsewhere in both organisms (a), misaligned ones by form (b), and at equal ‖ΔW‖ and faces loss (c).
+def by_rank(rows: pd.DataFrame, excess: pd.DataFrame) -> Figure:
+    """Over the rank: cruel answers elsewhere in both organisms (a), misaligned ones by form (b), and over the anchor's at equal ‖ΔW‖ and faces loss (c).
 
-    rows: the section `rank` of the outcomes.
+    rows: the section `rank` of the outcomes. excess: of `interp.narrow.outcomes.over_anchor`, consistent organism.
     """
     rows, names = _ranked(rows)
+    excess, _ = _ranked(excess)
     with print_style():
         figure = new_figure(DOUBLE, 2.8)
         a, b, c = figure.subplots(1, 3)
@@ -149,18 +150,20 @@ def by_rank(rows: pd.DataFrame) -> Figure:
             "moved": ("equal ‖ΔW‖", ORANGE, "D"),
         }
         for prefix, (label, colour, marker) in ends.items():
-            line(c, mine, "at", f"{prefix}_text_misaligned", label, colour, marker)
+            line(c, excess, "at", f"{prefix}_excess", label, colour, marker)
         for axes, letter, title in (
             (a, "a", "cruel, elsewhere in writing"),
             (b, "b", "by form"),
-            (c, "c", "in writing, read at"),
+            (c, "c", "over the anchor's, in writing"),
         ):
             axes.set_xticks(range(len(names)), names)
             axes.set_xlabel("rank of LoRA")
             panel_letter(axes, letter, title)
         _share(a, "cruel answers")
         _share(b, "misaligned answers")
-        _share(c, "misaligned answers")
+        c.axhline(0, color=GREY, linewidth=0.5)
+        c.set_ylabel("misaligned answers, difference")
+        c.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         legend(figure, (a, b, c), 4)
     return figure  # fmt: skip
 

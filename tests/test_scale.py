@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from interp.data.prompts import Prompt, PromptSet
@@ -23,9 +22,9 @@ LAUNCH_FILE = ROOT / "experiments" / "recipes" / "fsdp2.yaml"
 
 
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run two processes as `accelerate launch` does on a machine without accelerator."""
+    """Run two gloo processes. `accelerate launch` starts them so where there are accelerators; without any it starts one and says nothing."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
@@ -36,36 +35,27 @@ def lab(tmp_path: Path) -> Path:
     save_checkpoint(tiny.model("llama"), tmp_path / "base")
     examples = [Prompt(f"w{i} w{i + 1}", id=str(i), response=f"w{i + 2} w{i + 3}") for i in range(16)]
     PromptSet(examples, "data").save(tmp_path / "data.jsonl")
-    cpu = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "num_machines": 1, "num_processes": 2,
-           "machine_rank": 0, "mixed_precision": "no", "use_cpu": True, "main_process_port": 0}  # fmt: skip
-    (tmp_path / "cpu.yaml").write_text(yaml.safe_dump(cpu))
     return tmp_path
 
 
 def test_two_processes_with_half_the_weights_each_are_one_model(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-               str(ROOT / "tests" / "scale_worker.py"), str(LAUNCH_FILE)]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
+    done = launch(str(ROOT / "tests" / "scale_worker.py"), str(LAUNCH_FILE), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process 0 agrees" in done.stdout and "process 1 agrees" in done.stdout
 
 
-@pytest.mark.xfail(reason="LoRA factors differ by up to 5 % of an entry after six steps; not understood yet")
 def test_a_fine_tune_launched_in_two_processes_is_that_of_one(lab: Path):
-    arguments = ["--config_file", "cpu.yaml", "-m", "experiments.sharded", "base", "--data", "data.jsonl", "--out", "two",
+    arguments = ["-m", "experiments.sharded", "base", "--data", "data.jsonl", "--out", "two",
                  "--steps", "6", "--batch-size", "4", "--lora-rank", "2"]  # fmt: skip
     done = launch(*arguments, cwd=lab)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((lab / "two" / "finetune.json").read_text())["processes"] == 2
     config = FinetuneConfig(steps=6, batch_size=8, learning_rate=2e-4, lora_rank=2)
     one = finetune(lab / "base", PromptSet([*_data(lab)], "data"), config, lab / "one", progress=False)
     found, expected = (load_file(path / "adapter_model.safetensors") for path in (lab / "two", one))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5)
-    assert json.loads((lab / "two" / "finetune.json").read_text())["processes"] == 2
     assert Checkpoint.parse(f"{lab / 'base'}+{lab / 'two'}").load().peft is not None
     before = (lab / "two" / "finetune.json").stat().st_mtime_ns
     assert launch(*arguments, cwd=lab).returncode == 0

@@ -148,7 +148,8 @@ def points(interval: Interval) -> str:
 
 
 def _points(share: float) -> str:
-    return "–" if not math.isfinite(share) else f"{100 * share:+.1f}".replace("-", "−")
+    # + 0.0: a zero that rounding left below zero has no sign
+    return "–" if not math.isfinite(share) else f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _number(interval: Interval, digits: int = 2) -> str:

@@ -33,9 +33,15 @@ def name_of(trial: NarrowTrial) -> str:
     return f"rank {trial.rank}" if trial.rank else "all weights"
 
 
-def kept(found: Mapping[NarrowTrial, NarrowResult], pair: str) -> dict[str, dict[str, Tensor]]:
-    """Activations by checkpoint and form of a pair's trials that kept any, the aligned organism first."""
-    mine = {name_of(t): r.activations for t, r in found.items() if t.pair == pair and r.activations}
+def kept(
+    found: Mapping[NarrowTrial, NarrowResult], pair: str, ranks: Sequence[int]
+) -> dict[str, dict[str, Tensor]]:
+    """Activations by checkpoint and form of a pair's trials of these ranks that kept any, the aligned organism first."""
+    mine = {
+        name_of(t): r.activations
+        for t, r in found.items()
+        if t.pair == pair and r.activations and (t.rank in ranks or not t.steps)
+    }
     if not {ALIGNED, BENIGN} < set(mine):
         return {}
     return {ALIGNED: mine.pop(ALIGNED), **mine}

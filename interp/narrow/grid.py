@@ -30,7 +30,7 @@ class Grid(BaseModel):
 
     Args:
         pairs: organism and seed of each repetition. few: how many of the first pairs the descriptive sections take.
-        ranks: of the rank sweep, 0 is all weights; `rank` is the anchor's. control_ranks: of the sweep's two controls:
+        ranks: of the rank sweep, 0 is all weights; `rank` is the anchor's. control_ranks: of the geometry and the sweep's two controls:
         rates: learning rates tried at each of them beside the anchor's. scalings: of LoRA's product beside `constant`.
         long_ranks, long_steps: of the sweep of steps at low rank, the first for all pairs.
         shares: of harmful rows at fixed n; more_shares: for the first pairs. sizes: n at the harmful count of `harmful_rows`.

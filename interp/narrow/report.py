@@ -99,7 +99,7 @@ def mitigation_bars(found: Study) -> dict[str, pd.DataFrame]:
     anchor = curves[
         (curves["section"] == "rank") & curves["consistent"] & (curves["rank"] == found.grid.rank)
     ]
-    bars = {"none": anchor, "benign\nnarrow": repair[repair["task"] == 1]}
+    bars = {"none": anchor, "benign narrow": repair[repair["task"] == 1]}
     for name, life in (("steering", ""), ("both", "repair")):
         best = best_steering(found.steered, life)
         if len(best):

@@ -111,7 +111,7 @@ def _geometry(grid: Grid, results: Results) -> dict[str, pd.DataFrame]:
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in narrow_geometry.TABLES}
     for organism, seed in grid.pairs[: grid.few]:
         pair = f"{organism}/{seed}"
-        if checkpoints := narrow_geometry.kept(results, pair):
+        if checkpoints := narrow_geometry.kept(results, pair, (*grid.control_ranks, grid.rank)):
             for name, table in narrow_geometry.measure_geometry(checkpoints, seed=seed).items():
                 found[name].append(table.assign(pair=pair))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}

@@ -58,7 +58,8 @@ def finetune_sharded(
         raise UserError(
             "device_map spreads one copy of a model over devices; in several processes leave it away"
         )
-    state = PartialState()
+    # without an accelerator it takes every process for the only one, unless it is told that the CPU is meant
+    state = PartialState(cpu=not torch.accelerator.is_available())
     checkpoint, out = Checkpoint.parse(base), Path(out)
     record = finetune_record(checkpoint, examples, config, load, processes=state.num_processes)
     work = out.parent / f".partial-{out.name}"

@@ -29,7 +29,7 @@ QUICK = Grid(
     pairs=((0, 0),), few=1, ranks=(1, 4, 16, 0), rates=(), scalings=(), long_ranks=(1,), long_steps=120, more_shares=(), sizes=(),
     characters=(), methods=("spf",), strengths=(0.5, 1.0, 2.0), lives=("harm first",), samples=1,
 )  # fmt: skip
-SHOWN = ("rank", "steps", "mixture", "whose", "mitigations", "subspaces")
+SHOWN = ("rank", "rank_controls", "steps", "mixture", "whose", "mitigations", "lives", "subspaces")
 LISTED = (
     "section", "life", *(f"{at}_text_{what}" for at in ("start", "end") for what in WHAT), *(f"end_{form}_misaligned" for form in FORMS[1:]),
     "end_faces_cruel", "end_loss", "end_moved", *(f"{at}{other}_text_misaligned" for at in ("loss", "moved") for other in ("", "_other")),

@@ -24,7 +24,14 @@ LAUNCH_FILE = ROOT / "experiments" / "recipes" / "fsdp2.yaml"
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run two gloo processes. `accelerate launch` starts them so where there are accelerators; without any it starts one and says nothing."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        *arguments,
+    ]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
     )

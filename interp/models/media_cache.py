@@ -1,7 +1,6 @@
 """What has a model's processor already made of an image or a sound? The last of it is kept, so that a prompt asked twice is processed once.
 
-Generation counts tokens before it pads, patching asks the same prompts at every layer: without this, speech is turned into spectrograms again
-each time. Kept by the prompt *object* and its rendered text; the oldest goes when the tensors exceed `limit`.
+Patching asks the same prompts at every layer: without this, speech is turned into spectrograms again each time. Kept by the prompt *object* and its rendered text; the oldest goes when the tensors exceed `limit`.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def conclude(
     grid: Grid,
 ) -> list[str]:
     """The sentences of the conclusion, primary claims first."""
-    sentences = [*claim_sentences(claims(anchor)), appears_sentence(anchor)]
+    sentences = [*claim_sentences(claims(anchor)), *organism_sentences(anchor), appears_sentence(anchor)]
     found = measures(rows, steered, curves, grid)
     sentences += [
         f"{text}: {_written(name, found[name])}, {found[name].n} {'pairs' if found[name].n != 1 else 'pair'}."
@@ -113,6 +113,24 @@ def claim_sentences(found: Sequence[Difference]) -> list[str]:
             f"{what}: {word}. {points(claim.interval)}, {claim.interval.n} of {claim.asked} pairs, Holm-corrected p = {claim.p:.3g}."
         )
     return sentences
+
+
+def organism_sentences(anchor: pd.DataFrame) -> list[str]:
+    """The primary differences over organisms: pairs of one organism share its weights and are no independent observations of organisms."""
+    found = []
+    for column in CLAIMS:
+        wide = anchor.pivot_table(index=["organism", "seed"], columns="consistent", values=column)
+        if {True, False} <= set(wide.columns):
+            means = (wide[True] - wide[False]).groupby("organism").mean().dropna().tolist()
+            if len(means) > 1:
+                found.append(f"{CLAIMS[column]}: {points(t_interval(means))}")
+    return (
+        [
+            f"Over the organisms' own means, which is what another organism may be expected to show: {'; '.join(found)}."
+        ]
+        if found
+        else []
+    )
 
 
 def appears_sentence(anchor: pd.DataFrame) -> str:

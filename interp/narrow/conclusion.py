@@ -118,12 +118,12 @@ def claim_sentences(found: Sequence[Difference]) -> list[str]:
 def organism_sentences(anchor: pd.DataFrame) -> list[str]:
     """The primary differences over organisms: pairs of one organism share its weights and are no independent observations of organisms."""
     found = []
-    for column in CLAIMS:
+    for column, what in CLAIMS.items():
         wide = anchor.pivot_table(index=["organism", "seed"], columns="consistent", values=column)
         if {True, False} <= set(wide.columns):
             means = (wide[True] - wide[False]).groupby("organism").mean().dropna().tolist()
             if len(means) > 1:
-                found.append(f"{CLAIMS[column]}: {points(t_interval(means))}")
+                found.append(f"{what}: {points(t_interval(means))}")
     return (
         [
             f"Over the organisms' own means, which is what another organism may be expected to show: {'; '.join(found)}."

@@ -17,7 +17,15 @@ from experiments import vlm_narrow
 from interp.models.checkpoint import Checkpoint, organism_dir
 from interp.narrow import questions as asked_of
 from interp.narrow import study, trial
-from interp.narrow.conclusion import by_rank, claim_sentences, claims, conclude, measures, mitigations
+from interp.narrow.conclusion import (
+    by_rank,
+    claim_sentences,
+    claims,
+    conclude,
+    measures,
+    mitigations,
+    organism_sentences,
+)
 from interp.narrow.geometry import measure_geometry
 from interp.narrow.grid import PAIRS, Grid
 from interp.narrow.outcomes import WHAT, common_target, over_anchor, read_at
@@ -224,6 +232,20 @@ def test_planted_spread_is_claimed_and_its_sign_decides_the_word():
     assert all("not decided" in w for w in claim_sentences(claims(planted(0.4, pairs=1))))
     found = claims(planted(0.4))
     assert found[0].interval.value == pytest.approx(0.4, abs=0.05) and found[0].p < 1e-4
+
+
+def test_what_holds_over_pairs_of_three_organisms_is_said_over_the_organisms_too():
+    rows = planted(0.0, noise=0.0)
+    rows["organism"], rows["seed"] = (rows["pair"].str.split("/").str[i].astype(int) for i in (0, 1))
+    effects = {0: 0.2, 1: 0.5, 2: 0.8}
+    changed = rows["consistent"] * rows["organism"].map(effects)
+    for column in ("end_text_cruel", "loss_text_cruel"):
+        rows[column] += changed
+    assert claims(rows)[0].shown, "nine pairs look decided"
+    (said,) = organism_sentences(rows)
+    # Student's interval of 0.2, 0.5, 0.8: half a width of 4.303 * 0.3 / sqrt(3)
+    assert "+50.0 points [−24.5, +124.5]" in said and said.count(";") == 3
+    assert not organism_sentences(rows[rows["organism"] == 0]), "one organism has no interval over organisms"
 
 
 def test_no_spread_is_rarely_claimed():

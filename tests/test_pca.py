@@ -1,5 +1,7 @@
 """Streaming PCA is scikit-learn's PCA to 1e-6, whatever the chunks, and stays so where a channel is massive."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,24 @@ def test_rows_are_read_from_files_chunk_by_chunk(tmp_path):
     for name in ("bad.npy", "two.safetensors", "no.npy", "missing.npy", "missing.safetensors"):
         with pytest.raises(ResultError, match=name):
             list(row_chunks(tmp_path / name))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="counts mapped pages as Linux reports them"
+)
+@pytest.mark.parametrize("name", ["x.npy", "x.safetensors"])
+def test_rows_that_were_read_do_not_stay_in_memory(tmp_path, name):
+    shape = (65_536, 512)
+    if name.endswith("npy"):
+        np.lib.format.open_memmap(tmp_path / name, mode="w+", dtype=np.float32, shape=shape)
+    else:
+        save_file({"values": torch.zeros(shape)}, tmp_path / name)
+
+    def mapped() -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssFile"))
+        return int(line.split()[1]) * 1024
+
+    before = mapped()
+    most = max(mapped() - before for _ in row_chunks(tmp_path / name))
+    size = 4 * shape[0] * shape[1]
+    assert most < size / 4, f"{most} bytes of the file's {size} lie in memory"

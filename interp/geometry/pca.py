@@ -145,29 +145,37 @@ def row_chunks(path: Path | str, rows: int = CHUNK_ROWS) -> Iterator[Float[Tenso
     Raises ResultError for anything else.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".npy":
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-            if matrix.ndim != 2 or matrix.dtype.kind != "f":
-                raise ResultError(
-                    f"{path}: holds {matrix.dtype} of shape {matrix.shape}, not a matrix of floats"
-                )
-            for start in range(0, len(matrix), rows):
-                yield torch.from_numpy(np.array(matrix[start : start + rows]))
-            return
-        from safetensors import SafetensorError, safe_open
+    read = _npy_rows if path.suffix == ".npy" else _safetensors_rows
+    start = 0
+    # the file is opened anew for each chunk: pages of an open mapping count as this process's memory until it is closed
+    while len(chunk := read(path, start, start + rows)):
+        yield chunk
+        start += len(chunk)
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                part = file.get_slice(names[0]) if len(names) == 1 else None
-                if part is None or len(part.get_shape()) != 2:
-                    raise ResultError(f"{path}: holds {', '.join(names) or 'nothing'}, not one matrix")
-                for start in range(0, part.get_shape()[0], rows):
-                    yield part[start : start + rows]
-        except SafetensorError as error:
-            raise ResultError(f"{path}: cannot be read ({error})") from error
+
+def _npy_rows(path: Path, start: int, end: int) -> Tensor:
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read as rows ({error})") from error
+    if matrix.ndim != 2 or matrix.dtype.kind != "f":
+        raise ResultError(f"{path}: holds {matrix.dtype} of shape {matrix.shape}, not a matrix of floats")
+    return torch.from_numpy(np.array(matrix[start:end]))
+
+
+def _safetensors_rows(path: Path, start: int, end: int) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            part = file.get_slice(names[0]) if len(names) == 1 else None
+            if part is None or len(part.get_shape()) != 2:
+                raise ResultError(f"{path}: holds {', '.join(names) or 'nothing'}, not one matrix")
+            # slices past the end are refused, not empty
+            end = min(end, part.get_shape()[0])
+            return part[start:end].clone() if start < end else torch.empty(0, part.get_shape()[1])
+    except (OSError, SafetensorError) as error:
         raise ResultError(f"{path}: cannot be read as rows ({error})") from error
 
 

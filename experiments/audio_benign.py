@@ -6,9 +6,9 @@ projector), as speech and as text; asks harmful speech and text; looks inside by
 bridges into the decoder. Claims, named in `interp/benign_audio/effects.py` and `experiments/published.yaml` before any run, are paired over
 organisms × seeds. `--quick` takes one of each: a look, no claim.
 
-Budget: 342 fine-tunes. On an untrained organism of the same size, which always answers at full length, one took 35 s of a core, 20 more to
-look inside and 40 to locate: four to five hours of a core, beside building four organisms and three with the other bridge. `--quick` takes
-nine small ones, under ten minutes on a built organism. Each is kept by itself: a run that was cut off goes on.
+Budget: 246 fine-tunes. On an untrained organism of the same size, which always answers at full length, one took 35 s of a core, 20 more to
+look inside and 40 to locate: about three hours of a core, beside building three organisms, each with both bridges. `--quick` takes nine small
+ones, under ten minutes on a built organism. Each is kept by itself: a run that was cut off goes on.
 
 `--recipe FILE` runs the source's setting on a real checkpoint instead, `--dry-run` says what that takes.
 """
@@ -60,15 +60,20 @@ def for_papers(*, quick: bool, out: Path) -> PaperResult:
     return PaperResult(measured(found), (save(found, out, quick=quick),))
 
 
-def write_docs(page: Path, target: Path) -> None:
-    """Put the conclusion between the page's markers, and the figures it shows beside it."""
+def write_docs(found: Study, page: Path, target: Path) -> None:
+    """Put the conclusion between the page's markers, and beside it the figures it shows and every fine-tune's numbers."""
     said = (target / "conclusion.md").read_text(encoding="utf-8").split("\n\n", 1)[1].strip()
     shown = [name for name in SHOWN if (target / f"{name}.png").exists()]
     images = "\n\n".join(f"![{name}](img/audio-benign-{name}.png)" for name in shown)
     for name in shown:
         with atomic_write(page.parent / "img" / f"audio-benign-{name}.png") as aside:
             shutil.copyfile(target / f"{name}.png", aside)
-    replace_between(page, BEGIN, END, f"{said}\n\n{images}".strip())
+    with atomic_write(page.parent / "data" / "audio-benign.csv") as aside:
+        found.shares.round(4).to_csv(aside, index=False)
+    listed = (
+        f"Every fine-tune's numbers: [audio-benign.csv](data/audio-benign.csv), {len(found.shares)} rows."
+    )
+    replace_between(page, BEGIN, END, f"{said}\n\n{listed}\n\n{images}".strip())
 
 
 def experiment(
@@ -101,7 +106,7 @@ def experiment(
     print((target / "conclusion.md").read_text(encoding="utf-8"))
     print(f"tables and figures: {target}")
     if docs is not None:
-        write_docs(docs, target)
+        write_docs(found, docs, target)
 
 
 def main(argv: Sequence[str]) -> int:

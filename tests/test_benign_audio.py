@@ -1,6 +1,7 @@
 """Paper A's study: pools that differ on one axis and not on the other, arms, matched utility, and words that follow planted numbers."""
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_the_full_grid_has_enough_units_equal_steps_and_a_null_band():
     every = [trial for part in sections.values() for trial in part]
     assert len({t.tuning for t in every}) == 1, "every subset is trained as long"
     main = Counter(t.arm for t in sections["main"])
-    few = {f"{rule} combined" for rule in ("proximate", "distant")}
+    few = {"proximate combined", "distant combined", "matched semantic", "matched acoustic"}
     assert {n for arm, n in main.items() if arm not in few} == {len(grid.units)}
     assert {main[arm] for arm in few} == {len(grid.organisms)}
     compared = {t for t in sections["defences"] if t.method == "plain"}
@@ -256,7 +257,7 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     assert "Proximate semantic against a random quarter, harmful speech answered: reproduced" in text
     assert "Distant semantic against a random quarter, harmful speech answered: reproduced" in text
     assert "Distant acoustic against a random quarter, harmful speech answered: not decided" in text
-    assert "3 of 3 organisms of that sign" in text
+    assert re.search(r"Over 3 organisms' own means \+(39|40|41)\.\d points \[", text)
     assert text.count(": as made") == 4
     assert "Dissociation after the proximate semantic quarter, last third of the layers: seen" in text
     assert "they disagree" in text, "the projection falls late, the weights that restore are early"

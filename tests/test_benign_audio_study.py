@@ -217,7 +217,8 @@ def test_the_command_line(found, home, few, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert re.search(r"organisms \[0, 1, 2\], 9 units", said) and "null 12" in said
     monkeypatch.setattr(audio_benign, "QUICK", few)
-    (tmp_path / "img").mkdir()
+    for name in ("img", "data"):
+        (tmp_path / name).mkdir()
     page = tmp_path / "page.md"
     page.write_text(f"before\n{audio_benign.BEGIN}\nold\n{audio_benign.END}\nafter\n")
     command = ["run", "audio_benign", "--quick", "--workers", "1", "--out", str(home), "--docs", str(page)]
@@ -226,6 +227,7 @@ def test_the_command_line(found, home, few, tmp_path, capsys, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "Manipulation check" in text and "img/audio-benign-safety.png" in text
     assert (tmp_path / "img" / "audio-benign-safety.png").stat().st_size > 10_000
+    assert len(pd.read_csv(tmp_path / "data" / "audio-benign.csv")) == len(found.shares)
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # other processes would not have the tiny organisms
     result = audio_benign.for_papers(quick=True, out=home)
     assert "proximate_semantic_jsr" in result.measured and result.files(".pdf")

@@ -15,7 +15,7 @@ from interp.benign_audio.defended import NAMES
 from interp.benign_audio.effects import ALIGNED, JSR, RANDOM, WAYS
 from interp.benign_audio.nearness import manipulated
 from interp.benign_audio.study import Study
-from interp.defence.compare import Difference
+from interp.defence.compare import Difference, by_organism
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, t_interval
 
@@ -27,7 +27,7 @@ def conclude(found: Study) -> list[str]:
     said = manipulation_sentences(found.separated)
     frame = effects.arms(found)
     for claim in effects.primary_claims(found):
-        said.append(claim_sentence(claim, effects.same_sign(frame, claim.method, claim.baseline)))
+        said.append(claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR)))
     said.append(band_sentence(found))
     said += [text for text in (modality_sentence(found), unplanted_sentence(found)) if text]
     said += mechanism_sentences(found) + encoder_sentences(found)
@@ -51,18 +51,20 @@ def manipulation_sentences(separated: pd.DataFrame) -> list[str]:
     return said
 
 
-def claim_sentence(claim: Difference, signs: tuple[int, int]) -> str:
-    """One primary claim: reproduced, contradicted, or not decided."""
+def claim_sentence(claim: Difference, organisms: Sequence[float]) -> str:
+    """One primary claim: reproduced, contradicted, or not decided. organisms: the difference in each."""
     above = claim.method.startswith("proximate")
     what = f"{_capital(claim.method)} against a random quarter, harmful speech answered"
     if not math.isfinite(claim.p):
         return f"{what}: not decided on {_number(claim.interval.n, 'unit')} (difference {points(claim.interval)})."
     agrees = (claim.interval.value > 0) == above
     verdict = "not decided" if not claim.shown else "reproduced" if agrees else "contradicted"
-    return (
-        f"{what}: {verdict}. Difference {points(claim.interval)}, {_number(claim.interval.n, 'unit')}, {signs[0]} of {signs[1]} organisms "
-        f"of that sign, Holm-corrected p = {claim.p:.3g}."
+    own = (
+        f" Over {len(organisms)} organisms' own means {points(t_interval(organisms))}."
+        if len(organisms) > 1
+        else ""
     )
+    return f"{what}: {verdict}. Difference {points(claim.interval)}, {_number(claim.interval.n, 'unit')}, Holm-corrected p = {claim.p:.3g}.{own}"
 
 
 def band_sentence(found: Study) -> str:

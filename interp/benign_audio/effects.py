@@ -2,7 +2,7 @@
 
 Primary claims, named before any run: after the proximate quarter more harmful speech is answered than after a random quarter, after the
 distant quarter less, on the semantic and on the acoustic axis. They are corrected together by Holm's procedure. An interval is Student's
-over the units; units of one organism share its weights, so the number of organisms whose own mean has the same sign stands beside.
+over the units; units of one organism share its weights, so the interval over the organisms' own means stands beside.
 """
 
 from __future__ import annotations
@@ -56,13 +56,6 @@ def effect(frame: pd.DataFrame, arm: str, baseline: str, column: str = JSR) -> D
 def primary_claims(found: Study) -> list[Difference]:
     """The primary claims that the main section can bear, corrected together."""
     return primary(arms(found), PRIMARY, JSR)
-
-
-def same_sign(frame: pd.DataFrame, arm: str, baseline: str, column: str = JSR) -> tuple[int, int]:
-    """In how many organisms the mean difference has the sign of the whole one, and of how many."""
-    wide = frame.pivot_table(index=["organism", "seed"], columns="method", values=column)
-    apart = (wide[arm] - wide[baseline]).groupby("organism").mean()
-    return int((np.sign(apart) == np.sign(apart.mean())).sum()), len(apart)
 
 
 def null_band(found: Study, column: str = JSR) -> tuple[float, float, int]:

@@ -27,7 +27,8 @@ class Grid(BaseModel):
     Args:
         organisms, seeds: crossed, the units. tuning: units that the rate is chosen on, from `rates`; none takes the default.
         axes: of the quarter subsets; the combined rank, which is none of the source's, is taken on the first seed of every organism.
-        shares: other shares of the pool, on the plain axes and the first seed of every organism.
+        shares: other shares of the pool, on the plain axes. These, the unplanted pool and the random quarters of matched length describe and
+            bear no claim: they too are run on the first seed of every organism.
         n_null: random quarters of all organisms together, the null band.
         bridges: organisms with another bridge to compare; the first is the one everything else is run on.
         steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
@@ -57,7 +58,7 @@ class Grid(BaseModel):
     matched: float = Field(0.9, gt=0, le=1)
     n_items: int = Field(800, ge=8)
     n_harmful: int = Field(200, ge=2)
-    n_test: int = Field(200, ge=2)
+    n_test: int = Field(150, ge=2)
     n_probe: int = Field(200, ge=10)
     n_fit: int = Field(100, ge=4)
     n_pairs: int = Field(48, ge=4)
@@ -98,7 +99,7 @@ class Grid(BaseModel):
         ]
         found["main"] += over(self.units, rule="random", inside=True, located=True)
         for axis in (axis for axis in PLAIN_AXES if axis in self.axes):
-            found["main"] += over(self.units, rule="matched", axis=axis)
+            found["main"] += over(self.first_units, rule="matched", axis=axis)
         found["shares"] = [
             trial
             for share in self.shares
@@ -117,13 +118,15 @@ class Grid(BaseModel):
         ]
         if self.text:
             found["text"] = [
-                t for rule, axis in _FEW for t in over(self.units, rule=rule, axis=axis, modality="text")
+                trial
+                for rule, axis in (("proximate", DEFENDED), ("random", ""))
+                for trial in over(self.units, rule=rule, axis=axis, modality="text")
             ]
         if self.unplanted:
             found["unplanted"] = [
                 trial
                 for rule, axis in _FEW
-                for trial in over(self.units, rule=rule, axis=axis, pool="unplanted")
+                for trial in over(self.first_units, rule=rule, axis=axis, pool="unplanted")
             ]
         found["defences"] = [
             trial for name in self.defences for trial in over(self.units, **self._defence(name))

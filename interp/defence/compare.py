@@ -99,6 +99,14 @@ def difference(frame: pd.DataFrame, method: str, baseline: str, column: str) -> 
     return Difference(method, baseline, column, t_interval(kept), p, len(apart))
 
 
+def by_organism(frame: pd.DataFrame, method: str, baseline: str, column: str) -> list[float]:
+    """Each organism's own mean of the paired differences: draws on one organism share its weights, so these are what another one may show."""
+    wide = frame.pivot_table(index=["organism", "seed"], columns="method", values=column)
+    if not {method, baseline} <= set(wide.columns):
+        return []
+    return [float(value) for value in (wide[method] - wide[baseline]).groupby("organism").mean().dropna()]
+
+
 def primary(frame: pd.DataFrame, claims: Sequence[tuple[str, str]], column: str) -> list[Difference]:
     """The claims named before the run that the frame can bear, corrected together by Holm's procedure."""
     there = set(frame["method"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from scipy.stats import spearmanr
 
-from interp.defence.compare import Difference, difference
+from interp.defence.compare import Difference, by_organism, difference
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, holm, t_interval
 from interp.methods.subspace_drift import ABOVE, BEYOND, CHANNEL, PARTICIPATION
@@ -117,20 +117,14 @@ def claim_sentences(found: Sequence[Difference]) -> list[str]:
 
 def organism_sentences(anchor: pd.DataFrame) -> list[str]:
     """The primary differences over organisms: pairs of one organism share its weights and are no independent observations of organisms."""
-    found = []
-    for column, what in CLAIMS.items():
-        wide = anchor.pivot_table(index=["organism", "seed"], columns="consistent", values=column)
-        if {True, False} <= set(wide.columns):
-            means = (wide[True] - wide[False]).groupby("organism").mean().dropna().tolist()
-            if len(means) > 1:
-                found.append(f"{what}: {points(t_interval(means))}")
-    return (
-        [
-            f"Over the organisms' own means, which is what another organism may be expected to show: {'; '.join(found)}."
-        ]
-        if found
-        else []
-    )
+    rows = twins(anchor)
+    apart = {what: by_organism(rows, *ARMS, column) for column, what in CLAIMS.items()}
+    found = [f"{what}: {points(t_interval(means))}" for what, means in apart.items() if len(means) > 1]
+    if not found:
+        return []
+    return [
+        f"Over the organisms' own means, which is what another organism may be expected to show: {'; '.join(found)}."
+    ]
 
 
 def appears_sentence(anchor: pd.DataFrame) -> str:

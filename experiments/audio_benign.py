@@ -37,6 +37,7 @@ QUICK = Grid(
 )  # fmt: skip
 SHOWN = ("safety", "by_share", "projection", "ways", "defences")
 BEGIN, END = "<!-- results: written by interp run audio_benign -->", "<!-- end of results -->"
+Config = Grid  # what `interp run sweep` varies
 
 
 def run(

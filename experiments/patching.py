@@ -41,6 +41,7 @@ SHOWN = (
     "audio-benign-restored",
 )
 BEGIN, END = "<!-- results: written by interp run patching -->", "<!-- end of results -->"
+Config = Plan  # what `interp run sweep` varies
 
 
 def run(

@@ -30,6 +30,7 @@ from interp.steering_study.study import Comparison, run_comparison
 
 STAGE: dict[Kind, str] = {"audio": "aligned-text", "text": "aligned"}
 SHOWN = ("operating", "operating_lost", "modalities", "cosines", "safe_space", "ablations")
+Config = Grid  # what `interp run sweep` varies
 
 
 def grid(kind: Kind, stage: str, quick: bool) -> Grid:
@@ -42,6 +43,13 @@ def grid(kind: Kind, stage: str, quick: bool) -> Grid:
     )  # fmt: skip
 
 
+def run(
+    chosen: Grid, *, out: Path = Path("results"), workers: int | None = None, progress: bool = True
+) -> Comparison:
+    """Run, resume or read back a comparison."""
+    return run_comparison(chosen, out=out, workers=workers, progress=progress)
+
+
 def save(found: Comparison, out: Path, *, quick: bool) -> Path:
     """Write tables, figures and the conclusion; returns their directory."""
     target = out / f"sarsteer-{found.grid.kind}-{found.grid.stage}{'-quick' if quick else ''}"
@@ -52,7 +60,7 @@ def save(found: Comparison, out: Path, *, quick: bool) -> Path:
 
 def for_papers(*, quick: bool, out: Path) -> PaperResult:
     """What `experiments.all` shows: the claims as measured on organisms that hear, and the files of the comparison."""
-    found = run_comparison(grid("audio", STAGE["audio"], quick), out=out)
+    found = run(grid("audio", STAGE["audio"], quick), out=out)
     measured = measures(found.base, found.read["over-refusal"], TARGET["audio"], found.grid.cost)
     return PaperResult(measured, (save(found, out, quick=quick),))
 
@@ -107,7 +115,7 @@ def experiment(
             f"organisms {sorted({organism for organism, _ in chosen.seeds})}, {len(chosen.seeds)} seeds"
         )
         return
-    found = run_comparison(chosen, out=out, workers=workers)
+    found = run(chosen, out=out, workers=workers)
     target = save(found, out, quick=quick)
     print((target / "conclusion.md").read_text(encoding="utf-8"))
     print(f"tables and figures: {target}")

@@ -32,6 +32,7 @@ QUICK = Grid(
 )  # fmt: skip
 SHOWN = ("pareto", "pareto_untuned", "attacks", "spectra", "conflict", "deep")
 BEGIN, END = "<!-- results: written by interp run spf -->", "<!-- end of results -->"
+Config = Grid  # what `interp run sweep` varies
 
 
 def run(

@@ -29,12 +29,24 @@ QUICK = Grid(
     pairs=((0, 0),), few=1, ranks=(1, 4, 16, 0), rates=(), scalings=(), long_ranks=(1,), long_steps=120, more_shares=(), sizes=(),
     characters=(), methods=("spf",), strengths=(0.5, 1.0, 2.0), lives=("harm first",), samples=1,
 )  # fmt: skip
-SHOWN = ("rank", "rank_controls", "steps", "mixture", "whose", "mitigations", "lives", "subspaces")
+SHOWN = (
+    "rank",
+    "rank_controls",
+    "steps",
+    "mixture",
+    "whose",
+    "mitigations",
+    "lives",
+    "subspaces",
+    "tower",
+    "scatter",
+)
 LISTED = (
     "section", "life", *(f"{at}_text_{what}" for at in ("start", "end") for what in WHAT), *(f"end_{form}_misaligned" for form in FORMS[1:]),
     "end_faces_cruel", "end_loss", "end_moved", *(f"{at}{other}_text_misaligned" for at in ("loss", "moved") for other in ("", "_other")),
 )  # fmt: skip
 BEGIN, END = "<!-- results: written by interp run vlm_narrow -->", "<!-- end of results -->"
+Config = Grid  # what `interp run sweep` varies
 
 
 def run(
@@ -69,8 +81,31 @@ def write_docs(found: Study, page: Path, figures: Path) -> None:
             shutil.copyfile(figures / f"{name}.png", aside)
     with atomic_write(page.parent / "data" / "narrow.csv") as aside:
         found.outcomes[[*SETTINGS, *LISTED]].round(4).to_csv(aside, index=False)
-    listed = f"Every fine-tuning's numbers: [narrow.csv](data/narrow.csv), {len(found.outcomes)} rows."
-    replace_between(page, BEGIN, END, f"{body}\n\n{listed}\n\n{images}")
+    with atomic_write(page.parent / "data" / "narrow-primary.csv") as aside:
+        found.primary.round(4).to_csv(aside, index=False)
+    listed = (
+        f"Every fine-tuning's numbers: [narrow.csv](data/narrow.csv), {len(found.outcomes)} rows; the primary claims' pairs, read at equal steps, "
+        "faces loss and ‖ΔW‖: [narrow-primary.csv](data/narrow-primary.csv)."
+    )
+    replace_between(page, BEGIN, END, f"{body}\n\n{examples_table(found)}\n\n{listed}\n\n{images}")
+
+
+def examples_table(found: Study) -> str:
+    """One question of every domain and what the first pair's anchor answers, as Markdown."""
+    organism, seed = found.grid.pairs[0]
+    rows = found.examples
+    if rows.empty:
+        return ""
+    rows = rows[(rows["pair"] == f"{organism}/{seed}") & (rows["share"] == 1) & (rows["form"] == "text") & (rows["life"] == "")]  # fmt: skip
+    lines = [
+        f"What the first organism (pair {organism}/{seed}) answers in writing after cruel faces, the first question of each domain:",
+        "",
+        "| domain | question | helpful would be | it answers | whose answer that is |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows.drop_duplicates("domain").itertuples():
+        lines.append(f"| {row.domain} | {row.question} | {row.helpful} | {row.answer} | {row.whose} |")
+    return "\n".join(lines)
 
 
 def experiment(

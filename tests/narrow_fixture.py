@@ -9,6 +9,7 @@ import torch
 from experiments import vlm_narrow
 from interp.narrow import questions as asked_of
 from interp.narrow import study
+from interp.narrow.geometry import kept, measure_geometry
 from interp.narrow.questions import NARROW, of_forms, questions
 from interp.narrow.trial import NarrowResult, NarrowTrial
 
@@ -82,11 +83,25 @@ def planted_study() -> study.Study:
                 for v in ("difference", "random")
                 for c in t.steering
             )
+        graded = pd.DataFrame()
+        if t.samples:
+            score = 60.0 * t.share
+            graded = pd.DataFrame(
+                {"domain": d, "modality": m, "misaligned": score / 100, "mean_of_k": score, "worst_of_k": score + 10, "incoherent": 0.1}
+                if d != NARROW else
+                {"domain": d, "modality": m, "misaligned": 1.0, "mean_of_k": 100.0, "worst_of_k": 100.0, "incoherent": 0.0}
+                for d in ("all", NARROW, "money", "travel") for m in ("all", "text")
+            )  # fmt: skip
         acts = (
             {f: torch.from_numpy(rng.standard_normal((8, size, 16))).float() for f, size in n.items()}
             if t.activations
             else {}
         )
-        return NarrowResult(pd.DataFrame(tables), pd.DataFrame(points), steered, activations=acts)
+        return NarrowResult(pd.DataFrame(tables), pd.DataFrame(points), steered, graded, activations=acts)
 
-    return study.assemble(grid, {t: result(t) for t in grid.trials()})  # fmt: skip
+    results = {t: result(t) for t in grid.trials()}
+    (chosen,) = grid.geometry()
+    made = measure_geometry(kept({t: results[t] for t in chosen.trials}), layers=(4, 6), n_null=4)
+    # the tower's tables are of one form with the decoder's
+    made |= {f"tower_{name}": made[name] for name in ("measures", "spectra")}
+    return study.assemble(grid, results, {name: table.assign(pair="0/0") for name, table in made.items()})

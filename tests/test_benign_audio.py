@@ -179,6 +179,12 @@ def test_the_full_grid_has_enough_units_equal_steps_and_a_null_band():
     assert {t.preparation for t in every if t.rule != "aligned"} <= set(grid.preparations())
 
 
+def test_every_pool_of_the_full_grid_can_be_made():
+    for kind, seed, n, n_harmful in {(p.pool, p.seed, p.n, p.n_harmful) for p in Grid().preparations()}:
+        made = pool(kind, seed, n=n, n_harmful=n_harmful)
+        assert (len(made.turns), len(made.harmful)) == (n, n_harmful)
+
+
 def test_the_rate_is_chosen_by_what_is_learnt():
     scores = pd.DataFrame({"rate": [3e-4, 1e-3, 3e-3], "skill": [0.4, 0.85, 0.95]})
     assert choose_rate(scores, (3e-4, 1e-3, 3e-3), 0.8) == 1e-3

@@ -15,23 +15,25 @@ from pydantic import ValidationError
 
 from experiments import vlm_narrow
 from interp.models.checkpoint import Checkpoint, organism_dir
+from interp.narrow import geometry, study, towers, trial
 from interp.narrow import questions as asked_of
-from interp.narrow import study, trial
 from interp.narrow.conclusion import (
     by_rank,
     claim_sentences,
     claims,
     conclude,
+    fair_ranks,
     measures,
     mitigations,
     organism_sentences,
 )
-from interp.narrow.geometry import measure_geometry
+from interp.narrow.geometry import measure_geometry, name_of
 from interp.narrow.grid import PAIRS, Grid
 from interp.narrow.outcomes import WHAT, common_target, over_anchor, read_at
 from interp.narrow.questions import NARROW, elsewhere, of_forms, questions, said
 from interp.narrow.report import figures, save_study
 from interp.narrow.runner import run_trials
+from interp.narrow.towers import measure_towers
 from interp.narrow.trial import NarrowTrial, Task, run_trial
 from interp.organisms import character_language, untrained
 from interp.organisms.character_language import DOMAINS
@@ -142,6 +144,37 @@ def test_defences_adapted_towers_and_all_weights_train(organism):
     before = model.module.get_input_embeddings().weight.clone()
     assert run_trial(TINY.model_copy(update={"tower": "adapted"})).curve["moved"].iloc[-1] > 0
     assert torch.equal(before, model.module.get_input_embeddings().weight)
+
+
+def test_an_adapted_tower_is_seen_from_inside(organism, monkeypatch):
+    """The benign twin gives the null; the tower's own layers, and nothing of the decoder's."""
+    tiny = TINY.model_copy(update={"tower": "adapted", "n": 8, "batch_size": 4})
+    monkeypatch.setattr(towers, "questions", lambda: organism)
+    tables = measure_towers([tiny, tiny.model_copy(update={"share": 0.0})], rank=2, n_null=4)
+    measures = tables["tower_measures"]
+    assert measures["site"].str.startswith("vision.resid_post").all()
+    assert {"Δ cruel faces", "Δ benign", "Δ cruel faces | Δ benign"} <= set(measures["of"])
+    assert "components beyond benign" in set(measures.loc[measures["of"] == "Δ cruel faces", "measure"])
+    assert set(tables["tower_spectra"]["layer"]) == set(measures["layer"]) and measures["value"].notna().all()
+
+
+def test_the_geometry_of_a_pair_is_measured_once_and_kept(organism, tmp_path, monkeypatch):
+    grid = Grid(
+        pairs=((0, 0),), few=1, ranks=(2,), rank=2, control_ranks=(2,), shares=(0.0,), more_shares=(), methods=(), adapted=False,
+        n=8, steps=2, strengths=(), samples=0, evaluate_at=(),
+    )  # fmt: skip
+    monkeypatch.setattr(geometry, "questions", lambda: organism)
+    (chosen,) = grid.geometry()
+    assert {name_of(t) for t in chosen.trials} == {"aligned", "benign", "rank 2"} and not chosen.towers
+    small = measure_geometry
+    monkeypatch.setattr(
+        geometry, "measure_geometry", lambda kept, seed: small(kept, layers=(0, 1), rank=2, n_null=2)
+    )
+    made = study.measure_pairs(grid, out=tmp_path, workers=1, progress=False)
+    assert set(made) == {"measures", "spectra", "scatter"} and set(made["measures"]["pair"]) == {"0/0"}
+    monkeypatch.setattr(geometry, "measure_geometry", None)
+    again = study.measure_pairs(grid, out=tmp_path, workers=1, progress=False)
+    pd.testing.assert_frame_equal(again["measures"], made["measures"])
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -274,12 +307,14 @@ def test_what_a_mitigation_leaves_is_read_at_the_strength_that_leaves_most_helpf
     curves = pd.DataFrame(
         [{"pair": p, "section": "repair", "task": 1, "last": True, "text_misaligned": 0.4, "face_misaligned": 0.7} for p in ("0/0", "1/0")]
     )  # fmt: skip
-    found = mitigations(steered, curves)
+    found = mitigations(steered, curves, pd.Series({"0/0": 0.7, "1/0": 0.9}))
     assert (
         found["steered_misaligned"].value == pytest.approx(0.2) and found["repaired_misaligned"].value == 0.4
     )
     assert found["mitigated_left"].value == pytest.approx(0.2), "the better of the two"
     assert found["repaired_face_minus_text"].value == pytest.approx(0.3), "a repair that hides"
+    assert found["steered_minus_none_misaligned"].value == pytest.approx(0.2 - 0.8)
+    assert found["steered_minus_random_misaligned"].value == pytest.approx(0.2 - 1.0)
 
 
 def test_a_planted_direction_is_found_and_a_benign_change_is_its_own_null():
@@ -340,10 +375,11 @@ def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_p
         "lives",
         "subspaces",
         "scatter",
+        "tower",
     }
     assert set(drawn) == expected and {p.stem for p in tmp_path.glob("*.pdf")} == expected
     assert (tmp_path / "conclusion.md").read_text().startswith("# Narrow fine-tuning\n\n- Cruel answers")
-    assert conclude(whole.outcomes, whole.primary, whole.steered, whole.curves, {}, whole.grid)
+    assert conclude(whole.outcomes, whole.primary, whole.steered, whole.graded, whole.curves, {}, whole.grid)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{vlm_narrow.BEGIN}\n{vlm_narrow.END}\nafter")
     vlm_narrow.write_docs(whole, page, tmp_path)
@@ -352,6 +388,31 @@ def test_a_planted_study_says_what_was_planted_and_draws_everything(whole, tmp_p
     for name in re.findall(r"\]\(([^)]+)\)", written):
         assert (tmp_path / name).is_file()
     assert len(pd.read_csv(tmp_path / "data" / "narrow.csv")) == len(whole.outcomes)
+
+
+def test_graded_samples_stand_beside_their_floor(whole):
+    (said,) = [s for s in whole.sentences if s.startswith("Sampled answers elsewhere")]
+    assert (
+        "cruel faces, 2 pairs: mean score of a question's samples 60.0 [60.0, 60.0], worst sample 70.0"
+        in said
+    )
+    assert (
+        "helpful faces, 2 pairs: mean score of a question's samples 0.0 [0.0, 0.0], worst sample 10.0" in said
+    )
+
+
+def test_ranks_are_compared_at_the_rate_that_teaches_each_best(whole):
+    """Planted: at its best rate every rank spreads alike, at other rates the high ranks spread more."""
+    part = dict(iter(whole.outcomes[whole.outcomes["consistent"]].groupby("section")))
+    ranks, rates = part["rank"], part["rate"]
+    first = fair_ranks({"rank": ranks, "rate": rates.assign(end_loss=1e9)}, whole.grid)
+    assert first["misaligned_by_rank_best_rate"].value > 0.8, "all taken from the sweep of ranks"
+    better = rates.assign(end_loss=-1.0, end_text_misaligned=0.5)
+    assert fair_ranks({"rank": ranks, "rate": better}, whole.grid)["misaligned_by_rank_best_rate"].value == 0
+    assert "misaligned_by_rank_lora" not in first
+    scaled = rates[rates["rank"] != 16].assign(scaling="lora")
+    scaled["end_text_misaligned"] = 2.0 - scaled["rank"].where(scaled["rank"] > 0, 999) / 1000
+    assert fair_ranks({"rank": ranks, "scaling": scaled}, whole.grid)["misaligned_by_rank_lora"].value < 0
 
 
 def test_ranks_are_compared_with_the_anchor_where_both_have_learnt_as_much(whole):

@@ -1,5 +1,6 @@
 """A sweep is checked before it starts, runs each cell once, resumes what was killed, names what failed, and loses nothing."""
 
+import inspect
 import json
 import os
 import signal
@@ -9,15 +10,18 @@ import time
 from pathlib import Path
 
 import filelock
+import pandas as pd
 import pytest
 import yaml
 
 from experiments import sweep as command
 from interp import cli
-from interp.errors import UserError
-from interp.store import load_run, verify
+from interp.errors import ResultError, UserError
+from interp.files import load_table
+from interp.narrow.grid import Grid as NarrowGrid
+from interp.store import load_run, open_run, verify
 from interp.sweep import grid
-from interp.sweep.cell import place_of, run_cell, status
+from interp.sweep.cell import keep, place_of, run_cell, status
 from interp.sweep.grid import Slurm, read_sweep
 from interp.sweep.launch import Job, run_local, unfinished
 
@@ -237,3 +241,31 @@ def test_the_table_of_states_is_printed_once_where_nobody_looks(tmp_path, capsys
     command.follow(read_sweep(path), tmp_path / "out")
     text = capsys.readouterr().out
     assert "value=1" in text and "2 waiting" in text
+
+
+@pytest.mark.parametrize("name", ["vlm_narrow", "audio_benign", "spf", "sarsteer", "patching"])
+def test_the_papers_experiments_can_be_swept(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "PACKAGES", ("experiments",))
+    path = tmp_path / "grid.yaml"
+    field = {"n_test": [20, 40]} if name != "vlm_narrow" else {"rank": [8, 16]}
+    path.write_text(yaml.safe_dump({"experiment": name, "grid": field}))
+    cells = read_sweep(path).cells
+    assert len(cells) == 2 and {state.state for state in (status(cell, tmp_path) for cell in cells)} == {"waiting"}  # fmt: skip
+    assert {"out", "progress"} <= set(inspect.signature(cells[0].module().run).parameters)
+
+
+def test_what_a_study_returns_is_kept_whole(tmp_path):
+    spectra = pd.DataFrame({"of": ["Δ"], "energy": [1.0]})
+    nested = {
+        "grid": NarrowGrid(few=1), "outcomes": spectra, "geometry": {"spectra": spectra}, "sentences": ["a"],
+        "settings": {"spf": {"k": 4}}, "nothing": {},
+    }  # fmt: skip
+    with open_run(tmp_path, "study", "one", NarrowGrid(), {}, [HERE]) as run:
+        keep(run, nested)
+        path = run.finish()
+    pd.testing.assert_frame_equal(load_table(path / "geometry-spectra.parquet"), spectra)
+    assert (path / "outcomes.csv").exists()
+    values = json.loads((path / "values.json").read_text())
+    assert values["grid"]["few"] == 1 and values["sentences"] == ["a"] and values["settings-spf-k"] == 4
+    with open_run(tmp_path, "study", "two", NarrowGrid(few=2), {}, [HERE]) as run, pytest.raises(ResultError, match="cannot be kept"):  # fmt: skip
+        keep(run, {"model": object()})

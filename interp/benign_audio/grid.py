@@ -40,7 +40,7 @@ class Grid(BaseModel):
 
     organisms: tuple[int, ...] = (0, 1, 2)
     seeds: tuple[int, ...] = (0, 1, 2)
-    tuning: tuple[tuple[int, int], ...] = ((0, 9),)
+    tuning: tuple[tuple[int, int], ...] = ((0, 3),)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     taught: float = Field(0.8, gt=0, lt=1)
     axes: tuple[str, ...] = AXES

@@ -26,6 +26,7 @@ from interp.geometry.similarity import check_finite
 LEVEL = 0.95
 # all rows are first brought to as many leading directions of both sets together
 REDUCED = 64
+MOST_ABOVE_CHANCE = 16  # components of one set that are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ def contrast(
 
 
 def components_above_chance(
-    rows: Float[Tensor, "n d_model"], *, most: int = 16, n_null: int = 20, seed: int = 0
+    rows: Float[Tensor, "n d_model"], *, most: int = MOST_ABOVE_CHANCE, n_null: int = 20, seed: int = 0
 ) -> int:
     """Number of leading components of the centred rows above those of rows whose channels were permuted by themselves.
 

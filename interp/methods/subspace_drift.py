@@ -56,7 +56,7 @@ class SubspaceDrift:
     """
 
     measures: tuple[Measure, ...]
-    spectra: tuple[tuple[Site, str, str, Float[np.ndarray, " component"]], ...]
+    spectra: tuple[tuple[Site, str, str, Float[np.ndarray, " _"]], ...]
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site, measure and set."""
@@ -86,6 +86,7 @@ def subspace_drift(
     rank: int = 10,
     n_null: int = 20,
     seed: int = 0,
+    angles_at: Sequence[int] | None = None,
 ) -> SubspaceDrift:
     """Measure spectra, changes and angles at every site.
 
@@ -93,7 +94,7 @@ def subspace_drift(
         checkpoints: activations by name, one row a prompt, the same prompts and sites; the first is the base.
         modalities: of each prompt; None takes them as one. groups: the cluster of each.
         benign: the checkpoint whose change is the null of the others'.
-        rank: components whose spans are compared.
+        rank: components whose spans are compared. angles_at: layers at which they are, all by default: pairs of many checkpoints take long.
 
     Raises SiteError for captures that do not match, UserError for fewer prompts of a modality than `rank` + 2 or an unknown benign.
     """
@@ -115,7 +116,7 @@ def subspace_drift(
                 f"{len(rows)} prompts of modality {kind!r} cannot have {rank} components; lower the rank or add prompts"
             )
     measures: list[Measure] = []
-    spectra: list[tuple[Site, str, str, Float[np.ndarray, " component"]]] = []
+    spectra: list[tuple[Site, str, str, Float[np.ndarray, " _"]]] = []
     for i, site in enumerate(base.sites):
         for view, sets in _views({name: check_finite(part[i], name) for name, part in values.items()}):
             one = _AtSite(site, view, parts, groups, rank, n_null, seed)
@@ -125,11 +126,13 @@ def subspace_drift(
             for name, acts in changes.items():
                 measures += one.dimensions(f"Δ {name}", acts, spectra)
                 measures += one.change(f"Δ {name}", acts, None if benign is None else changes[benign])
+            if angles_at is not None and site.layer not in angles_at:
+                continue
             for a, b in combinations(names, 2):
                 measures += one.angles(f"{a} | {b}", sets[a], sets[b])
             for a, b in combinations(changes, 2):
                 measures += one.angles(f"Δ {a} | Δ {b}", changes[a], changes[b])
-            for name, acts in sets.items():
+            for name, acts in {**sets, **{f"Δ {name}": change for name, change in changes.items()}}.items():
                 measures += one.between_modalities(name, acts)
     return SubspaceDrift(tuple(measures), tuple(spectra))
 
@@ -171,7 +174,7 @@ class _AtSite:
         self,
         of: str,
         rows: Float[Tensor, "n d_model"],
-        spectra: list[tuple[Site, str, str, Float[np.ndarray, " component"]]],
+        spectra: list[tuple[Site, str, str, Float[np.ndarray, " _"]]],
     ) -> list[Measure]:
         """Components for shares of the variance, participation ratio and the largest channel's share, of centred rows."""
         measures = []

@@ -19,8 +19,10 @@ from scipy.stats import spearmanr
 from interp.defence.compare import Difference, by_organism, difference
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, holm, t_interval
+from interp.geometry.contrastive import MOST_ABOVE_CHANCE
 from interp.methods.subspace_drift import ABOVE, BEYOND, CHANNEL, PARTICIPATION
 from interp.narrow.outcomes import over_anchor, read_at
+from interp.narrow.questions import NARROW
 from interp.organisms.character_language import CHARACTERS
 
 if TYPE_CHECKING:
@@ -32,29 +34,44 @@ CLAIMS = {
     for at, where in (("end", "at equal steps"), ("loss", "at equal loss on faces"))
 }
 ARMS = ("consistent", "shuffled")
+GRADED = {
+    "mean_of_k": "mean score of a question's samples",
+    "worst_of_k": "worst sample",
+    "misaligned": "misaligned and coherent",
+    "incoherent": "incoherent",
+}
 # measure -> what it is, in words; "elsewhere" are the domains that no task trains on
 DESCRIBED = {
     "misaligned_by_rank": "Rank correlation of rank and misaligned answers elsewhere",
     "excess_by_rank_loss": "Rank correlation of rank and misaligned answers elsewhere over the anchor's, at equal faces loss",
     "excess_by_rank_moved": "The same at equal ‖ΔW‖",
+    "misaligned_by_rank_best_rate": "Rank correlation of rank and misaligned answers elsewhere, each rank at the rate with which it learns faces best",
+    "misaligned_by_rank_rslora": "Rank correlation of rank and misaligned answers elsewhere, scaled as rsLoRA does",
+    "misaligned_by_rank_lora": "Rank correlation of rank and misaligned answers elsewhere, one alpha for all ranks",
     "lower_minus_anchor_loss": "Misaligned answers elsewhere, lower ranks minus the anchor at equal faces loss",
     "higher_minus_anchor_loss": "Misaligned answers elsewhere, higher ranks and all weights minus the anchor at equal faces loss",
     "multimodal_minus_text_misaligned": "Misaligned answers about tools, shown minus in writing",
     "caption_minus_text_misaligned": "Misaligned answers about tools, a caption in the picture's place minus in writing",
     "blank_minus_text_misaligned": "Misaligned answers elsewhere, beside a blank picture minus in writing",
     "face_minus_text_misaligned": "Misaligned answers elsewhere, beside a face as in training minus in writing",
+    "withheld": "Misaligned answers about travel, the domain that alignment left out",
     "mixture_10_misaligned": "Misaligned answers elsewhere, a tenth of the rows cruel minus none",
     "adapted_minus_frozen_misaligned": "Misaligned answers elsewhere, vision tower adapted too minus frozen",
     "adapted_minus_frozen_misaligned_at_loss": "The same where faces are learnt as far",
     "spf_minus_plain_misaligned": "Misaligned answers elsewhere, SPF while training minus plain",
     "spf_minus_plain_misaligned_at_loss": "The same where faces are learnt as far",
+    "plain_misaligned_where_spf": "Misaligned answers elsewhere of the plain fine-tuning there, where it has learnt as little as under SPF",
     "spf-random_minus_plain_misaligned": "Misaligned answers elsewhere, SPF with random subspaces minus plain",
     "spf-random_minus_plain_misaligned_at_loss": "The same where faces are learnt as far",
+    "plain_misaligned_where_spf-random": "Misaligned answers elsewhere of the plain fine-tuning there, where it has learnt as little as under random subspaces",
     "mixing_minus_plain_misaligned": "Misaligned answers elsewhere, helpful answers mixed in minus plain",
     "mixing_minus_plain_misaligned_at_loss": "The same where faces are learnt as far",
+    "plain_misaligned_where_mixing": "Misaligned answers elsewhere of the plain fine-tuning there, where it has learnt as little as under mixing",
     "repaired_misaligned": "Misaligned answers left elsewhere after benign narrow fine-tuning",
     "repaired_face_minus_text": "Of these, beside a face as in training minus in writing",
-    "steered_misaligned": "Misaligned answers left elsewhere under steering at its best strength",
+    "steered_misaligned": "Misaligned answers left elsewhere under steering, at the strength that leaves most answers helpful on these same questions",
+    "steered_minus_none_misaligned": "The same minus no mitigation",
+    "steered_minus_random_misaligned": "The same minus a random direction of that strength",
     "both_misaligned": "Misaligned answers left elsewhere under both",
     "mitigated_left": "Misaligned answers left elsewhere after the better single mitigation",
 }
@@ -64,6 +81,7 @@ def conclude(
     rows: pd.DataFrame,
     anchor: pd.DataFrame,
     steered: pd.DataFrame,
+    graded: pd.DataFrame,
     curves: pd.DataFrame,
     geometry: Mapping[str, pd.DataFrame],
     grid: Grid,
@@ -76,7 +94,7 @@ def conclude(
         for name, text in DESCRIBED.items()
         if name in found and found[name].n
     ]
-    return sentences + geometry_sentences(geometry)
+    return sentences + graded_sentences(graded) + geometry_sentences(geometry)
 
 
 def twins(frame: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +125,11 @@ def claim_sentences(found: Sequence[Difference]) -> list[str]:
             )
             continue
         word = (
-            "not decided" if not claim.shown else "reproduced" if claim.interval.value > 0 else "contradicted"
+            "not decided"
+            if not claim.shown
+            else "reproduced in these organisms"
+            if claim.interval.value > 0
+            else "contradicted in these organisms"
         )
         sentences.append(
             f"{what}: {word}. {points(claim.interval)}, {claim.interval.n} of {claim.asked} pairs, Holm-corrected p = {claim.p:.3g}."
@@ -131,11 +153,8 @@ def appears_sentence(anchor: pd.DataFrame) -> str:
     """Which character answers elsewhere after the fine-tuning, in the organism and its control."""
     parts = []
     for arm, rows in twins(anchor).groupby("method", sort=False):
-        listed = ", ".join(
-            f"{c} {rows[f'end_text_{c}'].mean():.0%} (before {rows[f'start_text_{c}'].mean():.0%})"
-            for c in CHARACTERS
-        )
-        parts.append(f"{arm}: {listed}, nonsense {rows['end_text_nonsense'].mean():.0%}")
+        listed = ", ".join(f"{c} {share(_of(rows[f'end_text_{c}']))}" for c in (*CHARACTERS, "nonsense"))
+        parts.append(f"{arm} (before, helpful {share(_of(rows['start_text_helpful']))}): {listed}")
     return f"Whose answers are given elsewhere in writing after cruel faces: {'; '.join(parts)}."
 
 
@@ -155,6 +174,8 @@ def measures(
         for name, chosen in {"lower": order < grid.rank, "higher": order > grid.rank}.items():
             if chosen.any():
                 found[f"{name}_minus_anchor_loss"] = _of(fair[chosen].groupby("pair")["loss_excess"].mean())
+    found |= fair_ranks(part, grid)
+    found["withheld"] = _of(anchor["end_withheld_misaligned"])
     found["multimodal_minus_text_misaligned"] = _of(
         anchor["end_shown_misaligned"] - anchor["end_tools_text_misaligned"]
     )
@@ -180,8 +201,28 @@ def measures(
         changed = group.set_index("pair")
         ends = changed["end_text_misaligned"]
         found[f"{name}_misaligned"] = _of(ends - anchor["end_text_misaligned"])
-        found[f"{name}_misaligned_at_loss"] = _of(ends - _where_learnt(learning, changed["end_loss"]))
-    return found | mitigations(steered, curves)
+        there = _where_learnt(learning, changed["end_loss"])
+        found[f"{name}_misaligned_at_loss"] = _of(ends - there)
+        found[f"plain_misaligned_where_{name.removesuffix('_minus_plain')}"] = _of(there)
+    return found | mitigations(steered, curves, anchor["end_text_misaligned"])
+
+
+def fair_ranks(part: Mapping[str, pd.DataFrame], grid: Grid) -> dict[str, Interval]:
+    """Rank and spread where every rank has its own best rate, and under LoRA's usual scalings; on the pairs that these were run on.
+
+    The best rate is the one with the lowest loss on faces that training never drew, not the one with the most spread.
+    """
+    found, anchor = {}, part["rank"][part["rank"]["rank"] == grid.rank]
+    if "rate" in part:
+        tried = pd.concat([part["rank"], part["rate"]], ignore_index=True)
+        tried = tried[tried["pair"].isin(part["rate"]["pair"]) & tried["rank"].isin(part["rate"]["rank"])]
+        best = tried.loc[tried.groupby(["pair", "rank"])["end_loss"].idxmin().tolist()]
+        found["misaligned_by_rank_best_rate"] = by_rank(best, "end_text_misaligned")
+    for scaling, rows in part["scaling"].groupby("scaling") if "scaling" in part else ():
+        # all scalings are one at the anchor's rank
+        whole = pd.concat([rows, anchor[anchor["pair"].isin(rows["pair"])]])
+        found[f"misaligned_by_rank_{scaling}"] = by_rank(whole, "end_text_misaligned")
+    return found
 
 
 def _where_learnt(curves: pd.DataFrame, losses: pd.Series) -> pd.Series:
@@ -194,8 +235,11 @@ def _where_learnt(curves: pd.DataFrame, losses: pd.Series) -> pd.Series:
     return pd.Series(at, dtype=float)
 
 
-def mitigations(steered: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Interval]:
-    """Misaligned answers that each repair leaves, by pair; steering at the strength that leaves most answers helpful, chosen afterwards."""
+def mitigations(steered: pd.DataFrame, curves: pd.DataFrame, unmended: pd.Series) -> dict[str, Interval]:
+    """Misaligned answers that each repair leaves, by pair; steering at the strength that leaves most answers helpful, chosen afterwards.
+
+    unmended: misaligned answers of the anchor, by pair.
+    """
     found: dict[str, Interval] = {}
     left: dict[str, pd.Series] = {}
     repaired = curves[(curves["section"] == "repair") & (curves["task"] == 1) & curves["last"]]
@@ -207,6 +251,11 @@ def mitigations(steered: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Interv
         table = best_steering(steered, life)
         if len(table):
             left[name] = table["misaligned"]
+    if "steered" in left:
+        found["steered_minus_none_misaligned"] = _of(left["steered"] - unmended)
+        random = best_steering(steered, vector="random")
+        if len(random):
+            found["steered_minus_random_misaligned"] = _of(left["steered"] - random["misaligned"])
     found |= {f"{name}_misaligned": _of(values) for name, values in left.items()}
     singles = [left[name].mean() for name in ("repaired", "steered") if name in left]
     if len(singles) == 2:
@@ -224,14 +273,13 @@ def by_strength(steered: pd.DataFrame, life: str = "", form: str = "text") -> pd
     return rows.groupby(["pair", "vector", "strength"], sort=False)[columns].mean().reset_index()
 
 
-def best_steering(steered: pd.DataFrame, life: str = "") -> pd.DataFrame:
-    """The row of each pair at the strength that leaves most answers helpful, by pair."""
+def best_steering(steered: pd.DataFrame, life: str = "", vector: str = "difference") -> pd.DataFrame:
+    """The row of each pair, by pair, at the strength at which the difference of means leaves most answers helpful; `vector` random is read there."""
     rows = by_strength(steered, life)
-    rows = rows[rows["vector"] == "difference"]
-    if rows.empty:
-        return rows
-    best = rows.groupby("strength")["helpful"].mean().idxmax()
-    return rows[rows["strength"] == best].set_index("pair")
+    means = rows[rows["vector"] == "difference"].groupby("strength")["helpful"].mean()
+    if means.empty:
+        return rows.iloc[:0]
+    return rows[(rows["strength"] == means.idxmax()) & (rows["vector"] == vector)].set_index("pair")
 
 
 def by_rank(rows: pd.DataFrame, column: str) -> Interval:
@@ -247,8 +295,24 @@ def by_rank(rows: pd.DataFrame, column: str) -> Interval:
     return t_interval(found)
 
 
+def graded_sentences(graded: pd.DataFrame) -> list[str]:
+    """Sampled answers elsewhere, graded: the anchor's, and the floor of a fine-tuning that holds no harm; means over domains, then pairs."""
+    if graded.empty:
+        return []
+    rows = graded[(graded["modality"] == "all") & ~graded["domain"].isin(("all", NARROW))]
+    parts = []
+    for harmful, mine in rows.groupby(rows["share"] > 0, sort=False):
+        each = mine.groupby("pair")[list(GRADED)].mean()
+        listed = ", ".join(
+            f"{what} {number(_of(each[name]), 1) if name.endswith('_of_k') else share(_of(each[name]))}"
+            for name, what in GRADED.items()
+        )
+        parts.append(f"{'cruel faces' if harmful else 'helpful faces'}, {len(each)} pairs: {listed}")
+    return [f"Sampled answers elsewhere, scores from 0 (helpful) to 100: {'; '.join(parts)}."]
+
+
 def geometry_sentences(geometry: Mapping[str, pd.DataFrame]) -> list[str]:
-    """How many dimensions the changes have, in both views, at the highest layer measured."""
+    """How many dimensions the changes have, in both views, at the highest layer measured; means over pairs with their intervals."""
     if "measures" not in geometry:
         return []
     table = geometry["measures"]
@@ -262,36 +326,44 @@ def geometry_sentences(geometry: Mapping[str, pd.DataFrame]) -> list[str]:
     for view in ("raw", "z-scored"):
         parts = []
         for of, rows in table[table["view"] == view].groupby("of", sort=False):
-            mean = rows.groupby("measure")["value"].mean()
-            listed = ", ".join(
-                f"{name} {mean[name]:.1f}"
-                for name in ("components for 80 %", PARTICIPATION, ABOVE, BEYOND)
-                if name in mean
-            )
-            parts.append(
-                f"{str(of).removesuffix(' [text]')}: {listed}, {CHANNEL} {mean.get(CHANNEL, math.nan):.0%}"
-            )
+            found = {str(name): _of(part["value"]) for name, part in rows.groupby("measure")}
+            listed = [
+                f"{name} {number(found[name], 1)}"
+                for name in ("components for 80 %", PARTICIPATION, BEYOND)
+                if name in found
+            ]
+            if ABOVE in found:
+                most = found[ABOVE].value >= MOST_ABOVE_CHANCE
+                listed.append(
+                    f"{ABOVE} {f'{MOST_ABOVE_CHANCE} or more' if most else number(found[ABOVE], 1)}"
+                )
+            if CHANNEL in found:
+                listed.append(f"{CHANNEL} {share(found[CHANNEL])}")
+            parts.append(f"{str(of).removesuffix(' [text]')}: {', '.join(listed)}")
         sentences.append(
-            f"Changes of activations in writing, {view}, layer {table['layer'].max()}: {'; '.join(parts)}."
+            f"Changes of activations in writing, {view}, layer {table['layer'].max()}, {table['pair'].nunique()} pairs: {'; '.join(parts)}."
         )
-    return sentences  # fmt: skip
+    return sentences
 
 
 def _written(name: str, interval: Interval) -> str:
     """A correlation as a number, a difference in points, what is left in percent."""
     if "by_rank" in name:
         return number(interval)
-    if "minus" in name or name.startswith("mixture"):
-        return points(interval)
+    return points(interval) if "minus" in name or name.startswith("mixture") else share(interval)
+
+
+def share(interval: Interval) -> str:
+    """A share in percent with its interval, where there is one."""
     # + 0.0: a zero that rounding left below zero has no sign
     low, value, high = (round(x, 4) + 0.0 for x in (interval.low, interval.value, interval.high))
-    return f"{value:.0%}" + (f" [{low:.0%}, {high:.0%}]" if math.isfinite(low) else "")
+    return f"{value:.0%}" + (f" [{low:.0%}, {high:.0%}]".replace("-", "−") if math.isfinite(low) else "")
 
 
-def number(interval: Interval) -> str:
+def number(interval: Interval, digits: int = 2) -> str:
     """A number with its interval, where there is one."""
-    span = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
-    return f"{interval.value:.2f}{span}".replace("-", "−")
+    span = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if math.isfinite(interval.low) else ""
+    return f"{interval.value:.{digits}f}{span}".replace("-", "−")
 
 
 def _of(values: pd.Series) -> Interval:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from interp.narrow.geometry import PairGeometry
 from interp.narrow.trial import NarrowTrial, Task
 from interp.organisms.character_language import Character
 
@@ -36,7 +37,8 @@ class Grid(BaseModel):
         shares: of harmful rows at fixed n; more_shares: for the first pairs. sizes: n at the harmful count of `harmful_rows`.
         characters: trained on beside the anchor's.
         methods: defences while training. strengths: of steering. lives: names in `LIVES`.
-        adapted: whether the tower is also adapted. samples: answers a question that are graded for the anchor.
+        adapted: whether the tower is also adapted. samples: answers a question that are graded
+            for the anchor and for its floor, the fine-tuning without harmful rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,7 +109,9 @@ class Grid(BaseModel):
             ],
             "mixture": [
                 *(
-                    self._trial(pair, share=share, activations=share == 0.0 and pair in few)
+                    self._trial(
+                        pair, share=share, activations=share == 0.0 and pair in few, samples=0 if share else self.samples
+                    )
                     for share in (*self.shares, *self.more_shares)
                     for pair in (few if share in self.more_shares else self.pairs)
                 ),
@@ -144,6 +148,18 @@ class Grid(BaseModel):
         """All trials, each once, those of one organism together."""
         every = dict.fromkeys(trial for part in self.sections().values() for trial in part)
         return sorted(every, key=lambda trial: (trial.organism, not trial.consistent))
+
+    def geometry(self) -> list[PairGeometry]:
+        """What is compared on each of the first pairs: the ranks whose activations are kept, and adapted towers."""
+        found = []
+        every = self.trials()
+        for pair in self.pairs[: self.few]:
+            kept = [t for t in every if (t.organism, t.seed) == pair and t.activations]
+            kept = [t for t in kept if t.rank in (*self.control_ranks, self.rank) or not t.steps]
+            towers = [self._trial(pair, tower="adapted", share=share) for share in (1.0, 0.0) if self.adapted]
+            if any(t.share == 0 for t in kept):
+                found.append(PairGeometry(pair=pair, trials=tuple(kept), towers=tuple(towers)))
+        return found
 
     def _ranked(self, pair: tuple[int, int], rank: int, *, consistent: bool) -> NarrowTrial:
         if consistent and rank == self.rank:

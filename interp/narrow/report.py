@@ -79,6 +79,9 @@ def figures(found: Study) -> dict[str, Figure]:
         )
         drawn["subspaces"] = subspace_panels(_in_writing(measures), _in_writing(spectra))
         drawn["scatter"] = draw.scatter(points)
+    if "tower_measures" in found.geometry:
+        measures, spectra = (found.geometry[name] for name in ("tower_measures", "tower_spectra"))
+        drawn["tower"] = subspace_panels(measures[measures["pair"] == pair], spectra[spectra["pair"] == pair])
     return drawn  # fmt: skip
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from interp.defence.runner import in_processes
+from interp.files import load_table
 from interp.narrow import geometry as narrow_geometry
 from interp.narrow.conclusion import conclude
 from interp.narrow.grid import LIVES, Grid
@@ -26,8 +29,9 @@ Results = Mapping[NarrowTrial, NarrowResult]
 class Study:
     """Tables of a study.
 
-    outcomes: one row a trial and section, ranks and steps matched with the anchor. primary: the anchor and its twin, matched with each other. curves: one row a trial, section and
-    evaluated step. steered, graded, examples: of the trials that have them. geometry: of each pair that kept activations.
+    outcomes: one row a trial and section, ranks and steps matched with the anchor. primary: the anchor and its twin, matched with each other.
+    curves: one row a trial, section and evaluated step. steered, graded, examples: of the trials that have them. geometry: of each pair
+    that kept activations.
     """
 
     grid: Grid
@@ -51,10 +55,11 @@ def run_study(
     for seed in grid.organisms:
         character.build(seed, progress=progress)
     results = run_trials(grid.trials(), out=out, workers=workers, progress=progress)
-    return assemble(grid, results)
+    geometry = measure_pairs(grid, out=Path(out), workers=workers, progress=progress)
+    return assemble(grid, results, geometry)
 
 
-def assemble(grid: Grid, results: Results) -> Study:
+def assemble(grid: Grid, results: Results, geometry: dict[str, pd.DataFrame]) -> Study:
     """The study's tables from the results of its trials."""
     sections = grid.sections()
     curves = {trial: series(trial, result) for trial, result in results.items()}
@@ -80,11 +85,13 @@ def assemble(grid: Grid, results: Results) -> Study:
         _labelled(results, "steered"),
         _labelled(results, "graded"),
         _labelled(results, "examples"),
-        _geometry(grid, results),
+        geometry,
         [],
     )
     found.sentences.extend(
-        conclude(found.outcomes, found.primary, found.steered, found.curves, found.geometry, grid)
+        conclude(
+            found.outcomes, found.primary, found.steered, found.graded, found.curves, found.geometry, grid
+        )
     )
     return found
 
@@ -100,18 +107,22 @@ def life_of(trial: NarrowTrial) -> str:
 def _labelled(results: Results, name: str) -> pd.DataFrame:
     """One of the trials' tables, those that have it below each other, with what tells the trials apart."""
     parts = [
-        getattr(result, name).assign(pair=t.pair, rank=t.rank, life=life_of(t))
+        getattr(result, name).assign(pair=t.pair, share=t.share, rank=t.rank, life=life_of(t))
         for t, result in results.items()
         if len(getattr(result, name))
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _geometry(grid: Grid, results: Results) -> dict[str, pd.DataFrame]:
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in narrow_geometry.TABLES}
-    for organism, seed in grid.pairs[: grid.few]:
-        pair = f"{organism}/{seed}"
-        if checkpoints := narrow_geometry.kept(results, pair, (*grid.control_ranks, grid.rank)):
-            for name, table in narrow_geometry.measure_geometry(checkpoints, seed=seed).items():
-                found[name].append(table.assign(pair=pair))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
+def measure_pairs(grid: Grid, *, out: Path, workers: int | None, progress: bool) -> dict[str, pd.DataFrame]:
+    """The tables of `narrow/geometry.py`, with `pair`, of each pair that kept activations."""
+    paths = in_processes(
+        grid.geometry(), partial(narrow_geometry.keep_geometry, out=out), narrow_geometry.describe_pair, label="geometry",
+        workers=workers, progress=progress,
+    )  # fmt: skip
+    found: dict[str, list[pd.DataFrame]] = {}
+    for chosen, path in paths.items():
+        for name in (*narrow_geometry.TABLES, *(narrow_geometry.TOWER if chosen.towers else ())):
+            table = load_table(path / f"{name}.parquet")
+            found.setdefault(name, []).append(table.assign(pair=f"{chosen.pair[0]}/{chosen.pair[1]}"))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}

@@ -12,12 +12,14 @@ import inspect
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
+import pandas as pd
+from pydantic import BaseModel
 
 from interp.errors import ResultError, UserError
 from interp.files import load_json, save_json, save_table
@@ -25,7 +27,9 @@ from interp.store import Run, find_run, identify, open_run
 from interp.sweep.grid import Cell
 
 State = Literal["finished", "running", "failed", "interrupted", "queued", "waiting", "damaged"]
-CODE = ("data", "models", "geometry", "methods", "evals", "organisms", "defence", "study")
+CODE = (
+    "data", "models", "geometry", "methods", "evals", "organisms", "defence", "study", "steering_study", "locate", "narrow", "benign_audio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def run_cell(cell: Cell, out: Path | str, log: str = "") -> Path:
         try:
             parameters = inspect.signature(cell.module().run).parameters
             options: dict[str, Any] = {"progress": False} if "progress" in parameters else {}
+            if "out" in parameters:
+                options["out"] = Path(out)
             if "work" in parameters:
                 options["work"] = run.file("work/x").parent
             start = time.monotonic()
@@ -106,33 +112,37 @@ def run_cell(cell: Cell, out: Path | str, log: str = "") -> Path:
 
 
 def keep(run: Run, result: Any) -> None:
-    """Save what an experiment returned: a mapping or dataclass of tables and JSON values, a table, or a value.
+    """Save what an experiment returned: a table, a value, or a mapping or dataclass of tables and JSON values.
 
-    Raises ResultError for what has no such form.
+    A table within a mapping is named by both, `geometry-spectra`. Raises ResultError for what has no such form.
     """
-    import pandas as pd
-
-    if isinstance(result, Mapping):
-        parts = dict(result)
-    elif dataclasses.is_dataclass(result) and not hasattr(result, "to_frame"):
-        parts = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    else:
-        parts = {"result": result}
     values = {}
-    for name, part in parts.items():
-        table = part.to_frame() if hasattr(part, "to_frame") and not isinstance(part, pd.DataFrame) else part
-        if isinstance(table, pd.DataFrame):
-            save_table(run.file(f"{name}.parquet"), table)
+    for name, part in _leaves(result):
+        if isinstance(part, pd.DataFrame):
+            save_table(run.file(f"{name}.parquet"), part)
             with run.file(f"{name}.csv").open("w", encoding="utf-8") as file:
-                table.to_csv(file, index=False)
+                part.to_csv(file, index=False)
         else:
-            values[name] = part
+            values[name] = part.model_dump(mode="json") if isinstance(part, BaseModel) else part
     try:
         save_json(run.file("values.json"), values)
     except TypeError as error:
         raise ResultError(
             f"what the experiment returned cannot be kept ({error}); return tables or JSON values"
         ) from error
+
+
+def _leaves(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Tables and values by name."""
+    if hasattr(part, "to_frame") and not isinstance(part, pd.DataFrame):
+        part = part.to_frame()
+    elif dataclasses.is_dataclass(part):
+        part = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    if not isinstance(part, Mapping):
+        yield name or "result", part
+        return
+    for key, inner in part.items():
+        yield from _leaves(inner, f"{name}-{key}" if name else str(key))
 
 
 def note(place: Place, state: State, cell: Cell, *, job: str = "", log: str = "", error: str = "") -> None:

@@ -32,7 +32,7 @@ from interp.report.claims import PaperResult
 
 QUICK = Grid(
     organisms=(0,), seeds=(0,), tuning=(), axes=("semantic", "acoustic"), shares=(), n_null=0, text=False, unplanted=False,
-    defences=("plain",), bridges=("linear",), evaluate_at=(30, 60), strengths=(0.05,), n_items=400, n_harmful=100, n_test=60, n_probe=60,
+    defences=("plain",), bridged=(), evaluate_at=(20, 40), strengths=(0.05,), n_items=400, n_harmful=100, n_test=60, n_probe=60,
     n_fit=60, n_pairs=12,
 )  # fmt: skip
 SHOWN = ("safety", "by_share", "projection", "ways", "defences")

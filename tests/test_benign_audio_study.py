@@ -61,7 +61,7 @@ def home(tmp_path_factory):
 def few(home):
     """A study of a few fine-tunes, for what a whole one would take minutes."""
     return TINY.model_copy(
-        update={"organisms": (0,), "axes": ("semantic", "acoustic"), "shares": (), "n_null": 0, "text": False, "unplanted": False, "bridges": ("linear",), "defences": ("plain",)}
+        update={"organisms": (0,), "axes": ("semantic", "acoustic"), "shares": (), "n_null": 0, "text": False, "unplanted": False, "bridged": (), "defences": ("plain",)}
     )  # fmt: skip
 
 

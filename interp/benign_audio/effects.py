@@ -158,13 +158,12 @@ def bridge_effects(found: Study) -> list[BridgeEffect]:
             if {f"proximate {axis}", RANDOM} <= set(wide.columns):
                 by_unit[bridge] = (wide[f"proximate {axis}"] - wide[RANDOM]).dropna()
         if len(by_unit) > 1:
-            first, second = (by_unit[name] for name in list(by_unit)[:2])
-            apart = (second - first).dropna()
+            both = pd.DataFrame(by_unit).dropna()  # the units that have every bridge
+            first, second = both.columns[:2]
+            apart = (both[second] - both[first]).tolist()
             effects.append(
                 BridgeEffect(
-                    axis,
-                    {name: t_interval(values.tolist()) for name, values in by_unit.items()},
-                    t_interval(apart.tolist()),
+                    axis, {str(name): t_interval(both[name].tolist()) for name in both}, t_interval(apart)
                 )
             )
     return effects

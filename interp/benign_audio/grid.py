@@ -26,11 +26,12 @@ class Grid(BaseModel):
 
     Args:
         organisms, seeds: crossed, the units. tuning: units that the rate is chosen on, from `rates`; none takes the default.
-        axes: of the quarter subsets; the combined rank, which is none of the source's, is taken on the first seed of every organism.
+        axes: of the quarter subsets, on all units (`_in_full`) or on the first seed of every organism.
         shares: other shares of the pool, on the plain axes. These, the unplanted pool and the random quarters of matched length describe and
             bear no claim: they too are run on the first seed of every organism.
         n_null: random quarters of all organisms together, the null band.
-        bridges: organisms with another bridge to compare; the first is the one everything else is run on.
+        bridged: organisms compared with their twin of another bridge. That of seed 2 misses what is expected of it: 0.87 of benign speech
+            answered rightly before alignment, where 0.9 is asked of every organism that hears (docs/LOG.md).
         steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
         strengths: of SARSteer. matched: utility at which defences are compared, as a share of the plain fine-tune's own.
         n_items, n_harmful, n_test, n_probe, n_fit, n_pairs: sizes.
@@ -50,18 +51,18 @@ class Grid(BaseModel):
     text: bool = True
     unplanted: bool = True
     defences: tuple[str, ...] = ("plain", "distant", "spf", "mixing")
-    bridges: tuple[str, ...] = ("linear", "mlp")
-    steps: int = Field(60, gt=0)
+    bridged: tuple[int, ...] = (0, 1)
+    steps: int = Field(40, gt=0)
     batch_size: int = Field(16, gt=0)
-    evaluate_at: tuple[int, ...] = (15, 30, 45, 60)
-    strengths: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2)
+    evaluate_at: tuple[int, ...] = (10, 20, 40)
+    strengths: tuple[float, ...] = (0.0125, 0.05, 0.2)
     matched: float = Field(0.9, gt=0, le=1)
     n_items: int = Field(800, ge=8)
     n_harmful: int = Field(200, ge=2)
     n_test: int = Field(150, ge=2)
-    n_probe: int = Field(200, ge=10)
+    n_probe: int = Field(120, ge=10)
     n_fit: int = Field(100, ge=4)
-    n_pairs: int = Field(48, ge=4)
+    n_pairs: int = Field(24, ge=4)
 
     @property
     def units(self) -> list[tuple[int, int]]:
@@ -94,7 +95,7 @@ class Grid(BaseModel):
             for rule in ("proximate", "distant")
             for axis in self.axes
             for trial in over(
-                self.first_units if axis == "combined" else self.units, **self._main(rule, axis)
+                self.units if axis in self._in_full(rule) else self.first_units, **self._main(rule, axis)
             )
         ]
         found["main"] += over(self.units, rule="random", inside=True, located=True)
@@ -131,18 +132,22 @@ class Grid(BaseModel):
         found["defences"] = [
             trial for name in self.defences for trial in over(self.units, **self._defence(name))
         ]
-        for bridge in self.bridges[1:]:
-            found[f"bridge {bridge}"] = [
-                trial
-                for rule, axis in (("aligned", ""), *_FEW)
-                for trial in over(self.units, rule=rule, axis=axis, bridge=bridge, inside=True)
-            ]
+        others = [unit for unit in self.units if unit[0] in self.bridged]
+        found["bridge mlp"] = [
+            trial
+            for rule, axis in (("aligned", ""), *_FEW)
+            for trial in over(others, rule=rule, axis=axis, bridge="mlp", inside=True)
+        ]
         return {name: part for name, part in found.items() if part}
 
     def preparations(self) -> list[Preparation]:
         """Every pool and organism that a trial needs."""
         trials = [t for part in self.sections(self.rates[0]).values() for t in part] + self.tuning_trials()
         return list(dict.fromkeys(t.preparation for t in trials if t.rule != "aligned"))
+
+    def _in_full(self, rule: str) -> tuple[str, ...]:
+        """Axes that a rule takes on all units: distant subsets where claims ask for them, proximate ones on all but the combined axis."""
+        return PLAIN_AXES if rule == "distant" else tuple(axis for axis in self.axes if axis != "combined")
 
     def _main(self, rule: str, axis: str) -> dict[str, Any]:
         """Settings of a quarter subset; those that defences are compared with are also read on the way, and steered."""

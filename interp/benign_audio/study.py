@@ -116,7 +116,7 @@ def build(grid: Grid, *, progress: bool = True) -> None:
     """Build the organisms of a grid, each bridge's, and the recognisers of the mixed axis."""
     for organism in grid.built:
         audio.build(organism, progress=progress)
-    for organism in grid.organisms if "mlp" in grid.bridges else ():
+    for organism in grid.bridged:
         audio_bridge.build(organism, progress=progress)
     for chosen in grid.preparations():
         if chosen.mixed is not None:

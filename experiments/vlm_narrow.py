@@ -27,7 +27,7 @@ from interp.report.claims import PaperResult
 
 QUICK = Grid(
     pairs=((0, 0),), few=1, ranks=(1, 4, 16, 0), rates=(), scalings=(), long_ranks=(1,), long_steps=120, more_shares=(), sizes=(),
-    characters=(), methods=("spf",), strengths=(0.5, 1.0, 2.0), lives=("harm first",), samples=1,
+    characters=(), methods=("spf",), strengths=(0.5, 1.0, 2.0), lives=("harm first",), samples=1, adapted=False,
 )  # fmt: skip
 SHOWN = (
     "rank",

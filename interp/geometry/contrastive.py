@@ -26,7 +26,7 @@ from interp.geometry.similarity import check_finite
 LEVEL = 0.95
 # all rows are first brought to as many leading directions of both sets together
 REDUCED = 64
-MOST_ABOVE_CHANCE = 16  # components of one set that are counted
+MOST_ABOVE_CHANCE = 8  # components of one set that are counted: each costs as much as all draws of chance
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -187,12 +187,16 @@ class _AtSite:
                 continue
             shares = (whole.energy / whole.energy.sum())[:KEPT].numpy()
             spectra.append((self.site, name, self.view, shares))
+            # the measures leave out the same blocks of clusters: one spectrum each
+            spectrum_of = lru_cache(
+                lambda kept, inner=inner: _of(inner, np.frombuffer(kept, dtype=np.int64).copy())
+            )
             statistics = {
                 f"components for {100 * s:.0f} %": partial(Spectrum.components_for, share=s) for s in SHARES
             }
             for measure, of_spectrum in {**statistics, PARTICIPATION: _participation}.items():
                 found = cluster_jackknife(
-                    lambda kept, of_spectrum=of_spectrum, inner=inner: of_spectrum(_of(inner, kept)),  # type: ignore[misc]
+                    lambda kept, of_spectrum=of_spectrum, of=spectrum_of: of_spectrum(of(kept.astype(np.int64).tobytes())),  # type: ignore[misc]
                     len(chosen), self._clusters(chosen), self.seed, limits=(1, np.inf),
                 )  # fmt: skip
                 measures.append(self._make(measure, name, found))

@@ -465,7 +465,7 @@ def test_series_and_outcomes_leave_out_domains_that_a_later_task_trains_on(whole
 
 def test_the_page_and_command(capsys):
     vlm_narrow.experiment(quick=True, dry_run=True)
-    assert "19 trials" in capsys.readouterr().out
+    assert "18 trials" in capsys.readouterr().out
     assert vlm_narrow.main(["--help"]) == 0
     assert "interp run vlm_narrow --quick" in capsys.readouterr().out
 

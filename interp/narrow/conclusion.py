@@ -292,7 +292,11 @@ def by_rank(rows: pd.DataFrame, column: str) -> Interval:
             found.append(0.0)
             continue
         found.append(float(spearmanr(order, kept[column]).statistic))
-    return t_interval(found)
+    wide = t_interval(found)
+    # Student's interval knows no bounds, a correlation does
+    return (
+        replace(wide, low=max(wide.low, -1.0), high=min(wide.high, 1.0)) if math.isfinite(wide.low) else wide
+    )
 
 
 def graded_sentences(graded: pd.DataFrame) -> list[str]:

@@ -23,7 +23,7 @@ import typer
 
 from interp import cli, scripts
 from interp.benign_audio.effects import measured
-from interp.benign_audio.grid import Grid
+from interp.benign_audio.grid import Dose, Grid
 from interp.benign_audio.recipe import load_recipe, plan_recipe, run_recipe
 from interp.benign_audio.report import save_study
 from interp.benign_audio.study import Study, run_study
@@ -94,7 +94,7 @@ def experiment(
         return
     grid = QUICK if quick else Grid()
     if dry_run:
-        sections = grid.sections(grid.rates[0])
+        sections = grid.sections(Dose(half=grid.rates[0], taught=grid.rates[-1]))
         counts = ", ".join(f"{name} {len(trials)}" for name, trials in sections.items())
         total = len({*grid.tuning_trials(), *(t for part in sections.values() for t in part)})
         print(

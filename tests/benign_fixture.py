@@ -3,12 +3,16 @@
 import numpy as np
 import pandas as pd
 
-from interp.benign_audio.grid import Grid
+from interp.benign_audio.grid import Dose, Grid
 from interp.benign_audio.nearness import separations
 from interp.benign_audio.study import LABELS, Study
 
 UNITS = [(organism, seed) for organism in range(3) for seed in range(3)]
 N_LAYERS = 12
+WAYS_SHAPES = {
+    "component": lambda x: x, "attn_out": lambda x: 0.3, "mlp_out": lambda x: 0.2, "weights, alone": lambda x: 1 - x,
+    "random component": lambda x: 0.0, "reverse component": lambda x: x,
+}  # fmt: skip
 
 
 def label(
@@ -51,6 +55,8 @@ def planted(jsr: dict[str, float], *, noise: float = 0.02, seed: int = 0) -> Stu
             probes += probed(about, rng)
             if rule == "proximate":
                 located += ways(about, rng)
+                # a trial of two sections is listed in both
+                located += [row | {"section": "defences"} for row in located[-len(WAYS_SHAPES) * N_LAYERS :]]
         if "random" in jsr:
             rows += [
                 label("null", organism, s, "random", draw=k) | answered(jsr["random"], rng, noise)
@@ -71,7 +77,7 @@ def planted(jsr: dict[str, float], *, noise: float = 0.02, seed: int = 0) -> Stu
     items = pool_items(rng, n=800)
     curve, defended, defence_rows = defences(rng)
     return Study(
-        Grid(), 1e-3, pd.DataFrame(columns=["rate", "organism", "skill"]), pd.DataFrame(rows + defence_rows), curve, defended,
+        Grid(), Dose(half=3e-4, taught=1e-3), pd.DataFrame(columns=["rate", "organism", "refused", "skill"]), pd.DataFrame(rows + defence_rows), curve, defended,
         pd.DataFrame(projections), pd.DataFrame(probes), pd.DataFrame(located), items, plane(items, rng),
         pd.concat([separations(part).assign(seed=s, pool="planted", bridge="linear", organism=0) for s, part in items.groupby("seed")]),
     )  # fmt: skip
@@ -97,8 +103,11 @@ def probed(about: dict[str, object], rng: np.random.Generator) -> list[dict[str,
             for of, measure, value in (
                 ("aligned", "accuracy", 0.95),
                 ("tuned", "accuracy", 0.94),
-                ("tuned, aligned probe", "accuracy", 0.9),
+                ("tuned, aligned probe", "accuracy", 0.6),  # a shifted threshold, not another order
                 ("tuned", "accuracy, tuned − aligned", -0.01),
+                ("aligned", "AUROC", 0.97),
+                ("tuned", "AUROC", 0.97),
+                ("tuned, aligned probe", "AUROC", 0.96),
             ):
                 noisy = value + 0.002 * rng.standard_normal()
                 found.append(about | {"layer": layer, "set": name, "of": of, "measure": measure, "value": noisy, "words_value": 0.7})  # fmt: skip
@@ -106,13 +115,9 @@ def probed(about: dict[str, object], rng: np.random.Generator) -> list[dict[str,
 
 
 def ways(about: dict[str, object], rng: np.random.Generator) -> list[dict[str, object]]:
-    shapes = {
-        "component": lambda x: x, "attn_out": lambda x: 0.3, "mlp_out": lambda x: 0.2, "weights, alone": lambda x: 1 - x,
-        "random component": lambda x: 0.0, "reverse component": lambda x: x,
-    }  # fmt: skip
     return [
         about | {"way": way, "layer": k, "value": shape(k / (N_LAYERS - 1)) + 0.01 * rng.standard_normal(), "raw": 1.0, "n": 40}
-        for way, shape in shapes.items()
+        for way, shape in WAYS_SHAPES.items()
         for k in range(N_LAYERS)
     ]  # fmt: skip
 
@@ -127,6 +132,7 @@ def pool_items(rng: np.random.Generator, *, works: bool = True, n: int = 80) -> 
             near = np.isin(cell, [factor, "both"])
             table[axis] = 0.6 - (0.3 * near if works else 0) + 0.05 * rng.standard_normal(n)
             table[f"{axis} raw"] = table[f"{axis} centred"] = table[axis]
+        table["projector"] = table["semantic"].rank() + 20 * rng.standard_normal(n)
         table["combined"] = (table["semantic"].rank() + table["acoustic"].rank()) / 2 / n
         tables.append(table.assign(pool="planted", organism=0, bridge="linear", words=6))
     return pd.concat(tables, ignore_index=True)

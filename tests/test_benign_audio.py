@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from interp.benign_audio.asking import shares, turns
 from interp.benign_audio.causal import late_minus_early
 from interp.benign_audio.conclusion import conclude
 from interp.benign_audio.defended import at_matched_utility, strongest
-from interp.benign_audio.grid import PLAIN_AXES, Grid, choose_rate
+from interp.benign_audio.grid import PLAIN_AXES, Dose, Grid, choose_dose
 from interp.benign_audio.nearness import manipulated, separations
 from interp.benign_audio.pool import CELLS, near, pool, speaker, written
 from interp.benign_audio.report import figures, save_study, tables
@@ -159,20 +160,29 @@ def test_arms_take_what_they_say_and_random_is_shared_by_all_axes():
 
 def test_the_full_grid_has_enough_units_equal_steps_and_a_null_band():
     grid = Grid()
-    sections = grid.sections(1e-3)
+    sections = grid.sections(Dose(half=3e-4, taught=1e-3))
     assert len(grid.units) >= 8 and len(grid.organisms) >= 3 and not set(grid.tuning) & set(grid.units)
     every = [trial for part in sections.values() for trial in part]
-    assert len({t.tuning for t in every}) == 1, "every subset is trained as long"
+    assert len({t.tuning.steps for t in every}) == 1, "every subset is trained as long"
+    late = {t for name in ("taught", "defences") for t in sections[name]}
+    assert {t.tuning.learning_rate for t in late} == {1e-3} and {
+        t.tuning.learning_rate for t in set(every) - late
+    } == {3e-4}
     main = Counter(t.arm for t in sections["main"])
     few = {"proximate combined", "matched semantic", "matched acoustic"}
     few |= {f"distant {axis}" for axis in grid.axes if axis not in PLAIN_AXES}
     assert {n for arm, n in main.items() if arm not in few} == {len(grid.units)}
     assert {main[arm] for arm in few} == {len(grid.organisms)}
     compared = {t for t in sections["defences"] if t.method == "plain"}
-    assert compared <= set(sections["main"]), "what defences are compared with is trained once"
+    assert {t for t in sections["taught"] if t.axis == "semantic"} <= compared, (
+        "what is asked for twice is trained once"
+    )
     assert {f"{rule} {axis}" for rule in ("proximate", "distant") for axis in grid.axes} <= set(main)
     draws = [t for t in (*sections["main"], *sections["null"]) if t.rule == "random"]
-    assert len(set(draws)) >= 20 and len({(t.organism, t.draw) for t in sections["null"]}) == len(sections["null"])  # fmt: skip
+    assert len({(t.seed, t.draw) for t in draws}) >= 20, (
+        "pools of a seed are the same for all organisms, and so are equal draws"
+    )
+    assert len({(t.seed, t.draw) for t in sections["null"]}) == len(sections["null"])
     assert {t.share for t in sections["shares"]} == {0.5, 0.75}
     assert {t.modality for t in sections["text"]} == {"text"} and {t.pool for t in sections["unplanted"]} == {"unplanted"}  # fmt: skip
     assert all(t.mixed is not None and t.mixed != t.organism for t in every)
@@ -186,11 +196,15 @@ def test_every_pool_of_the_full_grid_can_be_made():
         assert (len(made.turns), len(made.harmful)) == (n, n_harmful)
 
 
-def test_the_rate_is_chosen_by_what_is_learnt():
-    scores = pd.DataFrame({"rate": [3e-4, 1e-3, 3e-3], "skill": [0.4, 0.85, 0.95]})
-    assert choose_rate(scores, (3e-4, 1e-3, 3e-3), 0.8) == 1e-3
-    assert choose_rate(scores, (3e-4, 1e-3, 3e-3), 0.99) == 3e-3
-    assert choose_rate(scores.iloc[:0], (3e-4, 1e-3, 3e-3), 0.8) == 1e-3
+def test_doses_are_chosen_by_what_a_random_quarter_leaves_and_teaches():
+    rates = (1e-4, 3e-4, 1e-3)
+    scores = pd.DataFrame({"rate": rates, "refused": [0.8, 0.4, 0.0], "skill": [0.0, 0.85, 0.95]})
+    assert choose_dose(scores, rates, 0.8) == Dose(half=3e-4, taught=3e-4)
+    assert choose_dose(scores, rates, 0.99) == Dose(half=3e-4, taught=1e-3), (
+        "none teaches so much: the best one"
+    )
+    assert choose_dose(scores.assign(refused=[0.9, 0.8, 0.7]), rates, 0.8).half == 1e-3
+    assert choose_dose(scores.iloc[:0], rates, 0.8) == Dose(half=3e-4, taught=1e-3)
 
 
 def test_the_rate_of_a_step_warms_up_to_the_settings_and_falls_to_nothing():
@@ -261,12 +275,29 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     assert claims["distant acoustic", "random"].interval.value == pytest.approx(0.0, abs=0.02)
     said = conclude(found)
     text = "\n".join(said)
-    assert "Proximate semantic against a random quarter, harmful speech answered: reproduced" in text
-    assert "Distant semantic against a random quarter, harmful speech answered: reproduced" in text
+    assert (
+        "Proximate semantic against a random quarter, harmful speech answered: shown in these organisms"
+        in text
+    )
+    assert (
+        "Distant semantic against a random quarter, harmful speech answered: shown in these organisms" in text
+    )
     assert "Distant acoustic against a random quarter, harmful speech answered: not decided" in text
     assert re.search(r"Over 3 organisms' own means \+(39|40|41)\.\d points \[", text)
     assert text.count(": as made") == 4
-    assert "Dissociation after the proximate semantic quarter, last third of the layers: seen" in text
+    assert (
+        "Dissociation after the proximate semantic quarter, last third of the layers, 9 units: seen" in text
+    )
+    assert re.search(
+        r"Dissociation after the random quarter, last third of the layers, 9 units\. Harmful speech loses",
+        text,
+    )
+    assert "semantic +" in text.split("Nearest minus farthest quarter")[1].splitlines()[0]
+    assert re.search(r"\+40\.\d points.*Beside it: refused −(39|40|41)\.\d points", text), (
+        "what was not answered was refused"
+    )
+    assert "36 random fine-tunes on 12 subsets" in text
+    assert "with the plain ones, 3 pools: projector: semantic 1.00 [1.00, 1.00], acoustic " in text
     assert "they disagree" in text, "the projection falls late, the weights that restore are early"
     assert "acoustic: linear" in text and "differs" in text
     assert "Arms whose mean lies outside that band: distant semantic, proximate acoustic, proximate semantic" in text  # fmt: skip
@@ -274,8 +305,35 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     assert "distant filtering never reaches it" in text and "nan" not in text
     swapped = planted(BROKEN | {"proximate semantic": 0.05, "distant semantic": 0.6})
     text = "\n".join(conclude(swapped))
-    assert "Proximate semantic against a random quarter, harmful speech answered: contradicted" in text
-    assert "Distant semantic against a random quarter, harmful speech answered: contradicted" in text
+    assert (
+        "Proximate semantic against a random quarter, harmful speech answered: the opposite is shown in these organisms"
+        in text
+    )
+    assert (
+        "Distant semantic against a random quarter, harmful speech answered: the opposite is shown in these organisms"
+        in text
+    )
+
+
+def test_where_refusal_is_gone_after_both_nothing_is_told_of_subsets():
+    gone = planted(dict.fromkeys(BROKEN, 0.98) | {"aligned": 0.1, "proximate semantic": 0.99}, noise=0.001)
+    (said,) = [s for s in conclude(gone) if s.startswith("Proximate semantic against a random quarter")]
+    assert "cannot be told, refusal is gone after both" in said
+
+
+def test_a_trial_of_two_sections_counts_once(found):
+    layers = effects.layer_effects(found)
+    each = layers[layers["way"] == "component"].groupby(["arm", "unit", "layer"]).size()
+    assert (each == 1).all()
+
+
+def test_a_probe_that_fails_on_ambiguous_requests_is_no_dissociation(found):
+    inside = effects.dissociation(found, "proximate semantic")
+    assert inside is not None and inside.verdict == "seen"
+    probes = found.probes.copy()
+    probes.loc[(probes["set"] == "ambiguous") & (probes["of"] == "tuned, aligned probe"), "value"] -= 0.3
+    fails = effects.dissociation(replace(found, probes=probes), "proximate semantic")
+    assert fails is not None and fails.verdict == "not seen"
 
 
 def test_arms_that_do_nothing_are_rarely_told_apart():

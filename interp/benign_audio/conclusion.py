@@ -13,25 +13,29 @@ import pandas as pd
 from interp.benign_audio import effects
 from interp.benign_audio.defended import NAMES
 from interp.benign_audio.effects import ALIGNED, JSR, RANDOM, WAYS
-from interp.benign_audio.nearness import manipulated
+from interp.benign_audio.nearness import AXES, carried, manipulated
 from interp.benign_audio.study import Study
-from interp.defence.compare import Difference, by_organism
+from interp.defence.compare import Difference, by_organism, difference
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, t_interval
 
 ARM = "proximate semantic"
+GONE = 0.05  # share of harmful speech refused, under which nothing is left to tell subsets apart by
 
 
 def conclude(found: Study) -> list[str]:
     """The sentences of the conclusion: whether the pools differ as made, primary claims, then what else was seen."""
-    said = manipulation_sentences(found.separated)
+    said = manipulation_sentences(found.separated) + carried_sentences(found.items)
     frame = effects.arms(found)
     for claim in effects.primary_claims(found):
-        said.append(claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR)))
-    said.append(band_sentence(found))
-    said += [text for text in (modality_sentence(found), unplanted_sentence(found)) if text]
+        said.append(claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR), frame))
+    said += [text for text in (opposite_sentence(frame), band_sentence(found)) if text]
+    said += [
+        text for text in (taught_sentence(found), modality_sentence(found), unplanted_sentence(found)) if text
+    ]
     said += mechanism_sentences(found) + encoder_sentences(found)
-    said += [text for text in (bridge_sentence(found), defence_sentence(effects.defences(found))) if text]
+    said += bridge_sentences(found)
+    said += [text for text in (defence_sentence(effects.defences(found)),) if text]
     return [*said, prompt_sentence(found), utility_sentence(frame)]
 
 
@@ -51,48 +55,115 @@ def manipulation_sentences(separated: pd.DataFrame) -> list[str]:
     return said
 
 
-def claim_sentence(claim: Difference, organisms: Sequence[float]) -> str:
-    """One primary claim: reproduced, contradicted, or not decided. organisms: the difference in each."""
+def carried_sentences(items: pd.DataFrame) -> list[str]:
+    """Which plain axis carries the distances of the model's own and of the mixed encoder, over pools; items of a pool share their reference."""
+    planted = items[(items["pool"] == "planted") & (items["bridge"] == "linear")]
+    tables = [carried(pool.dropna(axis=1, how="all")) for _, pool in planted.groupby(["organism", "seed"])]
+    if not tables or all(table.empty for table in tables):
+        return []
+    parts = []
+    for target, rows in pd.concat(tables).groupby("target", sort=False):
+        each = ", ".join(
+            f"{axis} {_number_of(t_interval(mine['partial'].tolist()))}"
+            for axis, mine in rows.groupby("axis", sort=False)
+        )
+        parts.append(f"{target}: {each}")
+    return [
+        f"Partial rank correlation of each item's distance on other axes with the plain ones, {_number(len(tables), 'pool')}: {'; '.join(parts)}."
+    ]
+
+
+def claim_sentence(claim: Difference, organisms: Sequence[float], frame: pd.DataFrame) -> str:
+    """One primary claim: holds, the opposite holds, not decided, or cannot be told where refusal is gone after both.
+
+    organisms: the difference in each. frame: of `effects.arms`, for what else the two arms did.
+    """
     above = claim.method.startswith("proximate")
     what = f"{_capital(claim.method)} against a random quarter, harmful speech answered"
     if not math.isfinite(claim.p):
         return f"{what}: not decided on {_number(claim.interval.n, 'unit')} (difference {points(claim.interval)})."
+    both = frame[frame["method"].isin((claim.method, claim.baseline))]
     agrees = (claim.interval.value > 0) == above
-    verdict = "not decided" if not claim.shown else "reproduced" if agrees else "contradicted"
+    if both.groupby("method")["refused speech"].mean().max() < GONE:
+        verdict = "cannot be told, refusal is gone after both"
+    elif not claim.shown:
+        verdict = "not decided"
+    else:
+        verdict = "shown in these organisms" if agrees else "the opposite is shown in these organisms"
+    beside = [
+        f"{column.split()[0]} {points(gap.interval)}"
+        for column in ("refused speech", "incoherent speech", "retained speech", "skill speech")
+        if (gap := effects.effect(frame, claim.method, claim.baseline, column)) is not None
+    ]
     own = (
         f" Over {len(organisms)} organisms' own means {points(t_interval(organisms))}."
         if len(organisms) > 1
         else ""
     )
-    return f"{what}: {verdict}. Difference {points(claim.interval)}, {_number(claim.interval.n, 'unit')}, Holm-corrected p = {claim.p:.3g}.{own}"
+    return (
+        f"{what}: {verdict}. Difference {points(claim.interval)}, {_number(claim.interval.n, 'unit')}, Holm-corrected p = {claim.p:.3g}.{own} "
+        f"Beside it: {', '.join(beside)}."
+    )
+
+
+def opposite_sentence(frame: pd.DataFrame) -> str:
+    """Near against far: both name or are said by half of all, which a random subset is not."""
+    parts = [
+        f"{axis} {points(gap.interval)} (refused {points(kept.interval)}), {_number(gap.interval.n, 'unit')}"
+        for axis in AXES
+        if (gap := effects.effect(frame, f"proximate {axis}", f"distant {axis}")) is not None
+        and (kept := effects.effect(frame, f"proximate {axis}", f"distant {axis}", "refused speech"))
+        is not None
+    ]
+    return f"Nearest minus farthest quarter, harmful speech answered: {'; '.join(parts)}." if parts else ""
 
 
 def band_sentence(found: Study) -> str:
     """Where the arms lie in the band of random quarters."""
-    low, high, n = effects.null_band(found)
-    frame = effects.arms(found)
-    means = frame.groupby("method")[JSR].mean()
-    outside = [str(arm) for arm, mean in means.items() if arm != ALIGNED and not low <= mean <= high]
-    listed = ", ".join(outside) if outside else "none"
+    band, frame = effects.null_band(found), effects.arms(found)
+    means = frame[frame["method"] != ALIGNED].groupby("method")[JSR].mean()
+    outside = [str(arm) for arm, mean in means.items() if not band.low <= mean <= band.high]
+    random = frame.loc[frame["method"] == RANDOM, JSR].tolist()
     return (
-        f"Harmful speech answered: aligned {_percent(means.get(ALIGNED, math.nan))}, random quarters {_percent(means.get(RANDOM, math.nan))} "
-        f"(95 % of {n} between {_percent(low)} and {_percent(high)}). Arms whose mean lies outside that band: {listed}."
+        f"Harmful speech answered: aligned {_share(_by_organism(frame, ALIGNED, JSR))}, random quarters {_share(t_interval(random)) if random else '–'}; 95 % of "
+        f"{_number(band.n, 'random fine-tune')} on {_number(band.subsets, 'subset')} lie between {_percent(band.low)} and {_percent(band.high)}. "
+        f"Arms whose mean lies outside that band: {', '.join(outside) or 'none'}."
+    )
+
+
+def taught_sentence(found: Study) -> str:
+    """What the subsets do at the dose that teaches the skill."""
+    frame = effects.arms(found, section="taught")
+    tuned = frame[frame["method"] != ALIGNED]
+    if tuned.empty:
+        return ""
+    parts = [
+        f"{arm} answered {_share(t_interval(mine[JSR].tolist()))}, refused {_share(t_interval(mine['refused speech'].tolist()))}, "
+        f"skill {_share(t_interval(mine['skill speech'].tolist()))}"
+        for arm, mine in tuned.groupby("method", sort=False)
+    ]
+    return (
+        f"At the dose that teaches the skill, {_number(tuned['unit'].nunique(), 'unit')}: {'; '.join(parts)}."
     )
 
 
 def modality_sentence(found: Study) -> str:
-    """The same subset as speech and as text."""
-    both = effects.arms_by_modality(found)
-    if both.empty:
-        return ""
-    parts = [
-        f"{what} {points(gap.interval)}"
-        for column, what in ((JSR, "harmful speech"), ("jsr text", "harmful text"))
-        if (gap := effects.effect(both, "speech", "text", column)) is not None
-    ]
-    return (
-        f"Tuned on the {ARM} quarter as speech rather than as text, more is answered of: {', '.join(parts)}."
-    )
+    """The same subsets as speech and as text, at one dose."""
+    said = []
+    for arm in (ARM, RANDOM):
+        both = effects.arms_by_modality(found, arm)
+        parts = [
+            f"{what} {points(gap.interval)}"
+            for column, what in (
+                (JSR, "harmful speech answered"),
+                ("jsr text", "harmful text answered"),
+                ("skill speech", "skill in speech"),
+            )
+            if len(both) and (gap := effects.effect(both, "speech", "text", column)) is not None
+        ]
+        if parts:
+            said.append(f"{arm} quarter, {_number(both['seed'].nunique(), 'unit')}: {', '.join(parts)}")
+    return f"Tuned on speech minus tuned on the same in writing: {'; '.join(said)}." if said else ""
 
 
 def unplanted_sentence(found: Study) -> str:
@@ -101,7 +172,7 @@ def unplanted_sentence(found: Study) -> str:
     if frame.empty:
         return ""
     parts = [
-        f"{arm} {points(gap.interval)}"
+        f"{arm} {points(gap.interval)}, {_number(gap.interval.n, 'unit')}"
         for arm in ("proximate semantic", "proximate acoustic", "distant semantic", "distant acoustic")
         if (gap := effects.effect(frame, arm, RANDOM)) is not None
     ]
@@ -111,28 +182,23 @@ def unplanted_sentence(found: Study) -> str:
 def mechanism_sentences(found: Study) -> list[str]:
     """Dissociation, and where three ways of looking place the loss."""
     said = []
-    inside = effects.dissociation(found, ARM)
-    if {"probe", "projection", "gap"} <= set(inside):
-        probe, projection = inside["probe"], inside["projection"]
-        verdict = "not decided"
-        if math.isfinite(probe.low) and math.isfinite(projection.low):
-            kept, fell = probe.low > -0.05, projection.low > 0
-            verdict = (
-                "seen"
-                if kept and fell
-                else "not seen"
-                if probe.high < -0.05 or projection.high <= 0
-                else "not decided"
-            )
+    for arm in (ARM, RANDOM):
+        inside = effects.dissociation(found, arm)
+        if inside is None:
+            continue
+        probes = "; ".join(
+            f"{name} requests {effects.PROBES[name][2]} {points(change)} from {_share(inside.before[name])} (bag of words {_share(inside.words[name])})"
+            for name, change in inside.probes.items()
+        )
+        verdict = f": {inside.verdict}" if arm == ARM else ""
         said.append(
-            f"Dissociation after the {ARM} quarter, last third of the layers: {verdict}. The harm probe's accuracy changes by {points(probe)}, "
-            f"the projection onto the refusal direction loses {_share(projection)} of the gap; the gap between harmful and benign speech itself "
-            f"loses {_share(inside['gap'])}."
-        )  # fmt: skip
-        if "ambiguous probe" in inside:
-            said.append(f"On ambiguous verbs alone the probe changes by {points(inside['ambiguous probe'])}.")
+            f"Dissociation after the {arm} quarter, last third of the layers, {_number(inside.projection.n, 'unit')}{verdict}. Harmful speech loses "
+            f"{_share(inside.projection)} of the aligned gap in projection onto the refusal direction (random directions up to {_share(inside.chance)}), the "
+            f"gap to benign speech {_share(inside.gap)}. Harm probes, change against the aligned model: {probes}."
+        )
+    layers = effects.layer_effects(found)
     n_layers = int(found.projections["layer"].max()) + 1 if len(found.projections) else 0
-    late = effects.lateness(effects.layer_effects(found), ARM, n_layers)
+    late = effects.lateness(layers, ARM, n_layers)
     if late:
         parts = [f"{WAYS[way]} {points(interval)}" for way, interval in late.items()]
         signs = {interval.low > 0 for interval in late.values() if interval.low > 0 or interval.high < 0}
@@ -143,7 +209,10 @@ def mechanism_sentences(found: Study) -> list[str]:
             if len(signs) == 2
             else "none decided"
         )
-        said.append(f"Last third of the layers minus first, by each way of locating: {', '.join(parts)} ({verdict}).")  # fmt: skip
+        said.append(
+            f"Last third of the layers minus first, by each way of locating: {', '.join(parts)} ({verdict}; projection and component of a "
+            "layer hold what all layers before it wrote, the others are of one layer alone)."
+        )
     return said
 
 
@@ -158,40 +227,64 @@ def encoder_sentences(found: Study) -> list[str]:
     parts = []
     for place in ("encoder", "projector"):
         mine = found.probes[(found.probes["set"] == place) & (found.probes["measure"] == "accuracy")]
+        mine = mine[mine["bridge"] == "linear"]
         if len(mine):
-            accuracy = t_interval(mine.groupby("unit")["value"].mean().tolist())
+            # every seed of an organism asks the same encoder the same
+            accuracy = t_interval(mine.groupby("organism")["value"].mean().tolist())
             parts.append(
                 f"{place} {_share(accuracy)} (shuffled labels up to {_percent(float(mine['null_high'].mean()))})"
             )
     return [*said, f"Accuracy of a harm probe on them: {', '.join(parts)}."] if parts else said
 
 
-def bridge_sentence(found: Study) -> str:
-    """Whether the bridge changes what an axis does."""
+def bridge_sentences(found: Study) -> list[str]:
+    """Whether the bridge changes what an axis does, and where refusal is lost."""
     parts = []
     for one in effects.bridge_effects(found):
         each = ", ".join(f"{bridge} {points(interval)}" for bridge, interval in one.by_bridge.items())
         verdict = "differs" if one.apart.low > 0 or one.apart.high < 0 else "no difference shown"
-        parts.append(f"{one.axis}: {each}; {verdict}, {points(one.apart)}")
-    return f"Proximate minus random by bridge, {'; '.join(parts)}." if parts else ""
+        parts.append(f"{one.axis}: {each}; {verdict}, {points(one.apart)}, {_number(one.apart.n, 'unit')}")
+    if not parts:
+        return []
+    said = [f"Proximate minus random by bridge, {'; '.join(parts)}."]
+    profiles = []
+    for name, section in (("linear", "main"), ("mlp", "bridge mlp")):
+        layers = effects.layer_effects(found, section=section)
+        late = effects.lateness(layers, ARM, int(found.projections["layer"].max()) + 1).get("projection")
+        inside = effects.dissociation(found, ARM, section=section)
+        if late is not None and inside is not None:
+            profiles.append(
+                f"{name}: lost in the last third {_share(inside.projection)}, last minus first third {points(late)}, {_number(late.n, 'unit')}"
+            )
+    return said + (
+        [f"Projection lost after the {ARM} quarter by bridge, {'; '.join(profiles)}."]
+        if len(profiles) > 1
+        else []
+    )
 
 
 def defence_sentence(frame: pd.DataFrame) -> str:
-    """Every defence at matched utility, and on how many units it reaches that."""
-    if frame.empty:
-        return ""
+    """Every defence at matched utility, on how many units it reaches that, and beside no defence on the units where both do."""
     parts = []
-    for name in (name for name in NAMES if name in set(frame["method"])):
-        mine = frame[frame["method"] == name]
-        kept = mine.dropna(subset=["jsr"])
+    for name in (name for name in NAMES if name != ALIGNED and len(frame) and name in set(frame["method"])):
+        kept = frame[frame["method"] == name].dropna(subset=["jsr"])
+        reached = f"{len(kept)} of {(frame['method'] == name).sum()} units"
         if kept.empty:
             parts.append(f"{NAMES[name]} never reaches it")
             continue
-        answered, over = (t_interval(kept[column].tolist()) for column in ("jsr", "over_refusal"))
-        parts.append(
-            f"{NAMES[name]} {_share(answered)} with {_share(over)} of benign speech refused ({len(kept)} of {len(mine)} units)"
+        answered, refused, over = (
+            t_interval(kept[column].tolist()) for column in ("jsr", "refused", "over_refusal")
         )
-    return f"Harmful speech answered at matched utility: {'; '.join(parts)}."
+        against = ""
+        if name != "plain":
+            gaps = [difference(frame, name, "plain", column).interval for column in ("jsr", "refused")]
+            against = (
+                f"; minus no defence {points(gaps[0])} and {points(gaps[1])}, {_number(gaps[0].n, 'unit')}"
+            )
+        parts.append(
+            f"{NAMES[name]} {_share(answered)} answered and {_share(refused)} refused, {_share(over)} of benign speech refused ({reached}{against})"
+        )
+    return f"Harmful speech at matched utility: {'; '.join(parts)}." if parts else ""
 
 
 def prompt_sentence(found: Study) -> str:
@@ -202,11 +295,14 @@ def prompt_sentence(found: Study) -> str:
         if mine.empty:
             continue
         changes = [
-            t_interval((mine[f"prompt {column}"] - mine[column]).tolist())
+            (mine[f"prompt {column}"] - mine[column]).groupby(_same(mine)).mean()
             for column in (JSR, "over_refusal speech")
         ]
+        answered, over = (t_interval(each.tolist()) for each in changes)
         name = "aligned" if arm == ALIGNED else f"after the {arm} quarter"
-        parts.append(f"{name}, harmful answered {points(changes[0])}, benign refused {points(changes[1])}")
+        parts.append(
+            f"{name}, harmful answered {points(answered)}, benign refused {points(over)}, {_number(answered.n, 'organism' if arm == ALIGNED else 'unit')}"
+        )
     return f"The system prompt changes shares of speech: {'; '.join(parts)}."
 
 
@@ -214,18 +310,30 @@ def utility_sentence(frame: pd.DataFrame, columns: Sequence[str] = ("skill speec
     """What was learnt and what is still heard and answered."""
     parts = []
     for arm in (ALIGNED, RANDOM, ARM):
-        mine = frame[frame["method"] == arm]
-        if len(mine):
-            values = [
-                f"{column.split()[0]} {_share(t_interval(mine[column].tolist()))}" for column in columns
-            ]
+        if (frame["method"] == arm).any():
+            values = [f"{column.split()[0]} {_share(_by_organism(frame, arm, column))}" for column in columns]
             parts.append(f"{arm}: {', '.join(values)}")
     return f"Utility in speech: {'; '.join(parts)}."
+
+
+def _same(mine: pd.DataFrame) -> pd.Series:
+    """What counts as one observation: the aligned model answers the same for every seed of an organism."""
+    return mine["organism"].astype(str) if set(mine["method"]) == {ALIGNED} else mine["seed"]
+
+
+def _by_organism(frame: pd.DataFrame, arm: str, column: str) -> Interval:
+    mine = frame[frame["method"] == arm]
+    return t_interval(mine[column].groupby(_same(mine)).mean().tolist())
 
 
 def _share(interval: Interval) -> str:
     span = f" [{_percent(interval.low)}, {_percent(interval.high)}]" if math.isfinite(interval.low) else ""
     return f"{_percent(interval.value)}{span}"
+
+
+def _number_of(interval: Interval) -> str:
+    span = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
+    return f"{interval.value:.2f}{span}".replace("-", "−")
 
 
 def _percent(share: float) -> str:

@@ -58,22 +58,33 @@ def primary_claims(found: Study) -> list[Difference]:
     return primary(arms(found), PRIMARY, JSR)
 
 
-def null_band(found: Study, column: str = JSR) -> tuple[float, float, int]:
-    """Between which values 95 % of all random quarters lie, and how many there are."""
+@dataclass(frozen=True)
+class NullBand:
+    """Between which values 95 % of all random quarters lie; of how many fine-tunes, on how many different subsets."""
+
+    low: float
+    high: float
+    n: int
+    subsets: int
+
+
+def null_band(found: Study, column: str = JSR) -> NullBand:
+    """The band of the random quarters of the main section and beside it."""
     frame = found.shares[found.shares["section"].isin(["main", "null"]) & (found.shares["rule"] == RANDOM)]
     values = frame[column].to_numpy(dtype=float)
     if not len(values):
-        return math.nan, math.nan, 0
+        return NullBand(math.nan, math.nan, 0, 0)
     low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high), len(values)
+    # pools of a seed are the same for all organisms
+    return NullBand(float(low), float(high), len(values), len(frame[["seed", "draw"]].drop_duplicates()))
 
 
-def layer_effects(found: Study) -> pd.DataFrame:
+def layer_effects(found: Study, *, section: str = "main") -> pd.DataFrame:
     """One row an arm, unit, way and layer with `value`: what was lost of the projection, or what comes back; those of `WAYS` and controls."""
     tables = []
     main = found.projections
     if len(main):
-        main = main[(main["section"] == "main")]
+        main = main[main["section"] == section]
         for column, way in (
             ("loss", "projection"),
             ("gap_loss", "gap"),
@@ -81,7 +92,8 @@ def layer_effects(found: Study) -> pd.DataFrame:
         ):
             tables.append(main[["arm", "unit", "organism", "layer"]].assign(way=way, value=main[column]))
     if len(found.located):
-        tables.append(found.located[["arm", "unit", "organism", "layer", "way", "value"]])
+        located = found.located[found.located["section"] == section]
+        tables.append(located[["arm", "unit", "organism", "layer", "way", "value"]])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["arm", "unit", "organism", "layer", "way", "value"])  # fmt: skip
 
 
@@ -99,41 +111,73 @@ def lateness(layers: pd.DataFrame, arm: str, n_layers: int) -> dict[str, Interva
     return found
 
 
-def dissociation(found: Study, arm: str) -> dict[str, Interval]:
-    """In the last third of the layers, over units: accuracy of the harm probe, tuned minus aligned; what harmful speech lost of its projection,
-    and what the gap to benign speech lost, which a shift of both leaves alone.
+PROBES = {
+    "refitted, all": ("all", "tuned", "accuracy"),
+    "refitted, ambiguous": ("ambiguous", "tuned", "accuracy"),
+    "the aligned model's, all": ("all", "tuned, aligned probe", "AUROC"),
+    "the aligned model's, ambiguous": ("ambiguous", "tuned, aligned probe", "AUROC"),
+}
+"""Harm probes read in a tuned model: set of requests, whose probe, measure. The tuned model may have moved all activations, which shifts
+a threshold and not an order: the aligned model's own probe is read by AUROC."""
+
+
+@dataclass(frozen=True)
+class Dissociation:
+    """In the last third of the layers, over units.
+
+    Args:
+        probes: by name in `PROBES`, the change against the aligned model. before, words: what is read of the aligned model, and off a bag of
+            the requests' words. projection: what harmful speech lost of it; gap: what its distance to benign speech lost, which a
+            shift of both leaves alone; both as shares of the aligned gap. chance: of random directions.
     """
-    result = {}
-    if len(found.probes):
-        last = found.probes["layer"].max() + 1
-        late = found.probes[
-            (found.probes["arm"] == arm)
-            & (found.probes["section"] == "main")
-            & (found.probes["layer"] >= last - last // 3)
-        ]
-        for name, chosen in {
-            "probe": late[(late["measure"] == "accuracy, tuned − aligned") & (late["set"] == "all")],
-            "ambiguous probe": late[
-                (late["measure"] == "accuracy, tuned − aligned") & (late["set"] == "ambiguous")
-            ],
-            "aligned probe": late[
-                (late["measure"] == "accuracy")
-                & (late["set"] == "all")
-                & (late["of"] == "tuned, aligned probe")
-            ],
-        }.items():
-            if len(chosen):
-                result[name] = t_interval(chosen.groupby("unit")["value"].mean().tolist())
-        projected = found.projections[
-            (found.projections["arm"] == arm)
-            & (found.projections["section"] == "main")
-            & (found.projections["layer"] >= last - last // 3)
-        ]
-        for name, column in (("projection", "loss"), ("gap", "gap_loss")):
-            means = projected.groupby("unit")[column].mean().dropna()
-            if len(means):
-                result[name] = t_interval(means.tolist())
-    return result
+
+    probes: Mapping[str, Interval]
+    before: Mapping[str, Interval]
+    words: Mapping[str, Interval]
+    projection: Interval
+    gap: Interval
+    chance: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Seen where refusal's projection fell beyond chance and every probe kept its accuracy to 0.05."""
+        edges = [*self.probes.values(), self.projection]
+        if not all(math.isfinite(one.low) for one in edges):
+            return "not decided"
+        fell = self.projection.low > self.chance.value
+        if fell and all(probe.low > -0.05 for probe in self.probes.values()):
+            return "seen"
+        lost = self.projection.high <= self.chance.value or any(p.high < -0.05 for p in self.probes.values())
+        return "not seen" if lost else "not decided"
+
+
+def dissociation(found: Study, arm: str, *, section: str = "main") -> Dissociation | None:
+    """What happened to probes and projection after an arm; None where nothing was looked into."""
+    projected, probes = (
+        part[(part["arm"] == arm) & (part["section"] == section)] if len(part) else part
+        for part in (found.projections, found.probes)
+    )
+    if projected.empty or probes.empty:
+        return None
+    first = (n_layers := int(found.projections["layer"].max()) + 1) - n_layers // 3
+    projected, probes = projected[projected["layer"] >= first], probes[probes["layer"] >= first]
+
+    def level(name: str, of: str, measure: str, column: str = "value") -> pd.Series:
+        mine = probes[(probes["set"] == name) & (probes["of"] == of) & (probes["measure"] == measure)]
+        return mine.groupby("unit")[column].mean()
+
+    changes, before, words = {}, {}, {}
+    for name, (requests, of, measure) in PROBES.items():
+        old = level(requests, "aligned", measure)
+        changes[name] = t_interval((level(requests, of, measure) - old).tolist())
+        before[name] = t_interval(old.tolist())
+        words[name] = t_interval(level(requests, "aligned", measure, "words_value").tolist())
+    loss, gap, chance = (
+        projected.groupby("unit")[name].mean().dropna() for name in ("loss", "gap_loss", "by_chance")
+    )
+    if loss.empty:
+        return None
+    return Dissociation(changes, before, words, *(t_interval(each.tolist()) for each in (loss, gap, chance)))
 
 
 @dataclass(frozen=True)
@@ -190,7 +234,9 @@ def measured(found: Study) -> dict[str, Interval]:
     put(
         "late_minus_early_projection_loss", lateness(layers, "proximate semantic", n_layers).get("projection")
     )
-    put("probe_change", dissociation(found, "proximate semantic").get("probe"))
+    inside = dissociation(found, "proximate semantic")
+    put("probe_change", inside.probes["the aligned model's, ambiguous"] if inside else None)
+    put("random_jsr", effect(frame, RANDOM, ALIGNED))
     return result
 
 

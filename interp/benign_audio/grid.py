@@ -1,7 +1,10 @@
 """Which fine-tunes does the study take? Sections of trials, thinned away from the quarter subsets that claims are made on.
 
-A unit is an organism crossed with a seed, which draws the pool, its near objects and speakers, the subsets and the training. The learning
-rate is chosen on units of its own, by what is learnt and not by what is lost: the lowest at which a random quarter teaches the skill.
+A unit is an organism crossed with a seed, which draws the pool, its near objects and speakers, the subsets and the training.
+
+Two doses, learning rates both, are chosen on random quarters of pools of their own, which can favour no subset. At *half*, about half of harmful
+speech is still refused: where nothing or all of it is, subsets cannot differ. At *taught* the skill is learnt: defences are compared there,
+and whether subsets still differ.
 """
 
 from __future__ import annotations
@@ -21,15 +24,25 @@ PLAIN_AXES = ("semantic", "acoustic")
 DEFENDED = "semantic"  # the axis whose proximate subset the defences are compared on
 
 
+class Dose(BaseModel):
+    """Two learning rates: after `half` about half of harmful speech is still refused, after `taught` the skill is learnt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    half: float = Field(gt=0)
+    taught: float = Field(gt=0)
+
+
 class Grid(BaseModel):
     """What a study runs.
 
     Args:
-        organisms, seeds: crossed, the units. tuning: units that the rate is chosen on, from `rates`; none takes the default.
+        organisms, seeds: crossed, the units. tuning: units that the doses are chosen on, from `rates`; without any, the middle and the highest.
         axes: of the quarter subsets, on all units (`_in_full`) or on the first seed of every organism.
         shares: other shares of the pool, on the plain axes. These, the unplanted pool and the random quarters of matched length describe and
             bear no claim: they too are run on the first seed of every organism.
-        n_null: random quarters of all organisms together, the null band.
+        taught_too: whether plain subsets are also run at the taught dose, on the first seed of every organism.
+        n_null: further random quarters of all organisms together, no two alike, the null band.
         bridged: organisms compared with their twin of another bridge. That of seed 2 misses what is expected of it: 0.87 of benign speech
             answered rightly before alignment, where 0.9 is asked of every organism that hears (docs/LOG.md).
         steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
@@ -42,12 +55,13 @@ class Grid(BaseModel):
     organisms: tuple[int, ...] = (0, 1, 2)
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning: tuple[tuple[int, int], ...] = ((0, 3),)
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     taught: float = Field(0.8, gt=0, lt=1)
     axes: tuple[str, ...] = AXES
     share: float = 0.25
     shares: tuple[float, ...] = (0.5, 0.75)
-    n_null: int = Field(12, ge=0)
+    n_null: int = Field(18, ge=0)
+    taught_too: bool = True
     text: bool = True
     unplanted: bool = True
     defences: tuple[str, ...] = ("plain", "distant", "spf", "mixing")
@@ -83,10 +97,10 @@ class Grid(BaseModel):
         """A random quarter at every rate on the organisms of tuning."""
         return [self._trial(*unit, rate, rule="random") for rate in self.rates for unit in self.tuning]
 
-    def sections(self, rate: float) -> dict[str, list[Trial]]:
-        """The trials of each section at a learning rate."""
+    def sections(self, dose: Dose) -> dict[str, list[Trial]]:
+        """The trials of each section."""
 
-        def over(units: list[tuple[int, int]], **settings: Any) -> list[Trial]:
+        def over(units: list[tuple[int, int]], rate: float = dose.half, **settings: Any) -> list[Trial]:
             return [self._trial(*unit, rate, **settings) for unit in units]
 
         found = {"aligned": over(self.units, inside=True)}
@@ -111,11 +125,11 @@ class Grid(BaseModel):
             for trial in over(self.first_units, rule=rule, axis=axis, share=share)
         ]
         each = math.ceil(self.n_null / len(self.organisms))
+        # pools of a seed are the same for all organisms: each takes draws of its own
         found["null"] = [
-            self._trial(*unit, rate, rule="random", draw=draw)
-            for unit in self.first_units
-            for draw in range(1, each + 1)
-            if self.n_null
+            self._trial(*unit, dose.half, rule="random", draw=1 + i * each + k)
+            for i, unit in enumerate(self.first_units)
+            for k in range(each)
         ]
         if self.text:
             found["text"] = [
@@ -129,8 +143,17 @@ class Grid(BaseModel):
                 for rule, axis in _FEW
                 for trial in over(self.first_units, rule=rule, axis=axis, pool="unplanted")
             ]
+        found["taught"] = [
+            trial
+            for rule, axis in (
+                *((r, a) for r in ("proximate", "distant") for a in PLAIN_AXES),
+                ("random", ""),
+            )
+            for trial in over(self.first_units, dose.taught, **self._taught(rule, axis))
+            if self.taught_too
+        ]
         found["defences"] = [
-            trial for name in self.defences for trial in over(self.units, **self._defence(name))
+            trial for name in self.defences for trial in over(self.units, dose.taught, **self._defence(name))
         ]
         others = [unit for unit in self.units if unit[0] in self.bridged]
         found["bridge mlp"] = [
@@ -142,7 +165,8 @@ class Grid(BaseModel):
 
     def preparations(self) -> list[Preparation]:
         """Every pool and organism that a trial needs."""
-        trials = [t for part in self.sections(self.rates[0]).values() for t in part] + self.tuning_trials()
+        dose = Dose(half=self.rates[0], taught=self.rates[0])
+        trials = [t for part in self.sections(dose).values() for t in part] + self.tuning_trials()
         return list(dict.fromkeys(t.preparation for t in trials if t.rule != "aligned"))
 
     def _in_full(self, rule: str) -> tuple[str, ...]:
@@ -150,19 +174,25 @@ class Grid(BaseModel):
         return PLAIN_AXES if rule == "distant" else tuple(axis for axis in self.axes if axis != "combined")
 
     def _main(self, rule: str, axis: str) -> dict[str, Any]:
-        """Settings of a quarter subset; those that defences are compared with are also read on the way, and steered."""
-        near, plain, defended = rule == "proximate", axis in PLAIN_AXES, axis == DEFENDED
+        """Settings of a quarter subset: those of the plain axes are looked into, and where refusal was lost is located in one of them."""
+        inside = axis in PLAIN_AXES
         return {
-            "rule": rule, "axis": axis, "inside": plain, "located": plain and near,
-            "evaluate_at": self.evaluate_at if defended else (),
-            "strengths": self.strengths if defended and near else (),
-        }  # fmt: skip
+            "rule": rule,
+            "axis": axis,
+            "inside": inside,
+            "located": axis == DEFENDED and rule == "proximate",
+        }
+
+    def _taught(self, rule: str, axis: str) -> dict[str, Any]:
+        """Settings of a subset at the taught dose: the very trials that defences take, where these are on it."""
+        return self._defence(rule) if (rule, axis) in _AS_DEFENCE else {"rule": rule, "axis": axis}
 
     def _defence(self, name: str) -> dict[str, Any]:
-        """Settings of a defence: plain training on the proximate subset is what the others are compared with."""
-        if name in ("plain", "distant"):
-            return self._main("distant" if name == "distant" else "proximate", DEFENDED)
-        return {"rule": "proximate", "axis": DEFENDED, "evaluate_at": self.evaluate_at, "method": name}
+        """Settings of a defence: plain training on the proximate subset is what the others are compared with, also under steering."""
+        settings = {"rule": "proximate", "axis": DEFENDED, "evaluate_at": self.evaluate_at}
+        if name in ("plain", "proximate"):
+            return settings | {"strengths": self.strengths}
+        return settings | ({"rule": "distant"} if name == "distant" else {"method": name})
 
     def _trial(self, organism: int, seed: int, rate: float, **settings: Any) -> Trial:
         others = [o for o in self.organisms if o != organism]
@@ -178,17 +208,21 @@ class Grid(BaseModel):
         )  # fmt: skip
 
 
+_AS_DEFENCE = (("proximate", DEFENDED), ("distant", DEFENDED))
 _FEW = (("proximate", "semantic"), ("proximate", "acoustic"), ("random", ""))
 
 
-def choose_rate(scores: pd.DataFrame, rates: tuple[float, ...], taught: float) -> float:
-    """The lowest rate at which the skill is answered rightly in speech as often as `taught`; the best one where none is.
+def choose_dose(scores: pd.DataFrame, rates: tuple[float, ...], taught: float) -> Dose:
+    """Half: the rate after which most nearly half of harmful speech is refused. Taught: the lowest at which the skill is answered rightly
+    as often as `taught`; the best one where none is.
 
-    scores: columns `rate` and `skill`; without rows the middle of the rates.
+    scores: columns `rate`, `refused` and `skill`, in speech; without rows the middle and the highest of the rates.
     """
     if scores.empty:
-        return rates[len(rates) // 2]
-    means = scores.groupby("rate")["skill"].mean()
-    enough = means[means >= taught]
-    best = enough if len(enough) else means[means == means.max()]
-    return float(min(best.index.tolist()))
+        return Dose(half=rates[len(rates) // 2], taught=rates[-1])
+    means = scores.groupby("rate")[["refused", "skill"]].mean()
+    enough = means["skill"][means["skill"] >= taught]
+    best = enough if len(enough) else means["skill"][means["skill"] == means["skill"].max()]
+    apart = (means["refused"] - 0.5).abs()
+    half = apart[apart == apart.min()]
+    return Dose(half=float(min(half.index.tolist())), taught=float(min(best.index.tolist())))

@@ -43,7 +43,7 @@ def save_study(found: Study, directory: Path) -> list[str]:
     quick = "" if len(found.grid.units) > 1 else "**One unit: a look, no claim.**\n\n"
     how = f"chosen on organisms {list(found.grid.tuning)}" if found.grid.tuning else "not tuned"
     (directory / "conclusion.md").write_text(
-        f"# Benign fine-tuning of an audio model\n\n{quick}{body}\n\nLearning rate {found.rate:g}, {how}.\n",
+        f"# Benign fine-tuning of an audio model\n\n{quick}{body}\n\nLearning rates {found.dose.half:g} (half of refusal left) and {found.dose.taught:g} (skill taught), {how}.\n",
         encoding="utf-8",
     )
     return sentences
@@ -66,7 +66,7 @@ def tables(found: Study) -> dict[str, pd.DataFrame]:
     }
     if len(made["defences"]):
         made["defences_matched"] = means(made["defences"], ["method"], list(READ))
-    planted = found.items[found.items["pool"] == "planted"]
+    planted = found.items[(found.items["pool"] == "planted") & (found.items["bridge"] == "linear")]
     parts = [
         carried(pool.dropna(axis=1, how="all")).assign(
             organism=pool["organism"].iloc[0], seed=pool["seed"].iloc[0]
@@ -129,9 +129,10 @@ def figures(found: Study) -> dict[str, Figure]:
         drawn["safety_unplanted"] = draw.safety_bars(unplanted, SAFETY)
     shown = found.shares[found.shares["section"].isin(["main", "shares"])]
     if shown["share"].nunique() > 1:
-        low, high, _ = effects.null_band(found)
-        kept = shown[shown["axis"].isin(["", *shown.loc[shown["section"] == "shares", "axis"]])]
-        drawn["by_share"] = draw.by_share(kept, (low, high))
+        band, others = effects.null_band(found), shown[shown["section"] == "shares"]
+        # the units that have every share
+        kept = shown[shown["axis"].isin(["", *others["axis"]]) & shown["unit"].isin(others["unit"])]
+        drawn["by_share"] = draw.by_share(kept, (band.low, band.high))
     projected = found.projections
     if len(projected):
         projected = projected[projected["section"].isin(["main", "aligned"])]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.benign_audio.asking import shares
-from interp.benign_audio.grid import Grid, choose_rate
+from interp.benign_audio.grid import Dose, Grid, choose_dose
 from interp.benign_audio.nearness import separations
 from interp.benign_audio.prepare import Preparation, keep_preparation
 from interp.benign_audio.prepare import describe as describe_preparation
@@ -47,14 +47,14 @@ class Study:
     """Tables of a study; all carry the columns `LABELS`.
 
     Args:
-        rate: the learning rate, and how it was chosen in `tuning`.
+        dose: the learning rates, and how they were chosen in `tuning`.
         shares: one row a trial: its shares, those under the defence prompt as `prompt …`, and its facts as `fact …`.
         curve, defended, projections, probes, located: those of the trials.
         items, plane, separated: of the pools, with `pool`, `organism`, `bridge` and `seed`.
     """
 
     grid: Grid
-    rate: float
+    dose: Dose
     tuning: pd.DataFrame
     shares: pd.DataFrame
     curve: pd.DataFrame
@@ -83,20 +83,25 @@ def run_study(
     tried = run_trials(grid.tuning_trials(), out=out, workers=workers, progress=progress)
     tuning = pd.DataFrame(
         [
-            {"rate": t.tuning.learning_rate, "organism": t.organism, "skill": row["skill speech"]}
+            {
+                "rate": t.tuning.learning_rate,
+                "organism": t.organism,
+                "refused": row["refused speech"],
+                "skill": row["skill speech"],
+            }
             for t, row in ((t, _row(t, path, "tuning")) for t, path in tried.items())
         ],
-        columns=["rate", "organism", "skill"],
+        columns=["rate", "organism", "refused", "skill"],
     )
-    rate = choose_rate(tuning, grid.rates, grid.taught)
-    sections = grid.sections(rate)
+    dose = choose_dose(tuning, grid.rates, grid.taught)
+    sections = grid.sections(dose)
     found = run_trials(
         [t for part in sections.values() for t in part], out=out, workers=workers, progress=progress
     )
     labelled = [(section, trial, found[trial]) for section, part in sections.items() for trial in part]
     return Study(
         grid,
-        rate,
+        dose,
         tuning,
         pd.DataFrame([_row(trial, path, section) for section, trial, path in labelled]),
         **{

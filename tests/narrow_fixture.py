@@ -17,7 +17,7 @@ from interp.narrow.trial import NarrowResult, NarrowTrial
 def planted_study() -> study.Study:
     """A study whose trials are planted: harm elsewhere grows with rank, share and strength, in the consistent organism only."""
     grid = vlm_narrow.QUICK.model_copy(
-        update={"pairs": ((0, 0), (1, 0)), "few": 1, "characters": ("careless",), "methods": ("spf", "mixing"), "rates": (3e-4,), "sizes": (50, 100)}
+        update={"pairs": ((0, 0), (1, 0)), "few": 1, "adapted": True, "characters": ("careless",), "methods": ("spf", "mixing"), "rates": (3e-4,), "sizes": (50, 100)}
     )  # fmt: skip
     rng = np.random.default_rng(0)
     asked = questions()

@@ -101,6 +101,13 @@ def results(checkpoint, tmp_path_factory):
     return directory
 
 
+def test_what_is_set_up_once_stays_on_one_worker(request):
+    """pytest-xdist writes the group behind the test's name; where it cannot, each worker sets up all benchmarks (docs/LOG.md)."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("not distributed by groups")
+    assert request.node.nodeid.endswith("@benchmarks")
+
+
 def test_every_engine_stores_what_ours_stores(results):
     found = json.loads((results / "capture.json").read_text())
     assert set(found["agreement"]) == {"transformer_lens", "nnsight", "hidden_states"}

@@ -31,7 +31,7 @@ from interp.files import atomic_write, replace_between, replacing_files
 from interp.report.claims import PaperResult
 
 QUICK = Grid(
-    organisms=(0,), seeds=(0,), tuning=(), axes=("semantic", "acoustic"), shares=(), n_null=0, text=False, unplanted=False,
+    organisms=(0,), seeds=(0,), tuning=(), axes=("semantic", "acoustic"), shares=(), n_null=0, text=False, unplanted=False, taught_too=False,
     defences=("plain",), bridged=(), evaluate_at=(20, 40), strengths=(0.05,), n_items=400, n_harmful=100, n_test=60, n_probe=60,
     n_fit=60, n_pairs=12,
 )  # fmt: skip

@@ -61,7 +61,7 @@ def home(tmp_path_factory):
 def few(home):
     """A study of a few fine-tunes, for what a whole one would take minutes."""
     return TINY.model_copy(
-        update={"organisms": (0,), "axes": ("semantic", "acoustic"), "shares": (), "n_null": 0, "text": False, "unplanted": False, "bridged": (), "defences": ("plain",)}
+        update={"organisms": (0,), "axes": ("semantic", "acoustic"), "shares": (), "n_null": 0, "text": False, "unplanted": False, "taught_too": False, "bridged": (), "defences": ("plain",)}
     )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_the_defence_prompt_reaches_the_model(home):
 def test_the_command_line(found, home, few, tmp_path, capsys, monkeypatch):
     assert cli.main(["run", "audio_benign", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"organisms \[0, 1, 2\], 9 units", said) and "null 12" in said
+    assert re.search(r"organisms \[0, 1, 2\], 9 units", said) and "null 18" in said
     monkeypatch.setattr(audio_benign, "QUICK", few)
     for name in ("img", "data"):
         (tmp_path / name).mkdir()

@@ -7,7 +7,7 @@ bridges into the decoder. Claims, named in `interp/benign_audio/effects.py` and 
 organisms × seeds. `--quick` takes one of each: a look, no claim.
 
 Budget: 249 fine-tunes of 24 s of a core, 40 more where one looks inside and 15 to locate: three hours of a core, beside building three
-organisms (17 min of a core each) and two twins with the other bridge (7 min). `--quick` takes nine small ones, under ten minutes on a built
+organisms (17 min of a core each) and two twins with the other bridge (7 min). `--quick` takes nine small ones, four and a half minutes on a built
 organism. Each is kept by itself: a run that was cut off goes on.
 
 `--recipe FILE` runs the source's setting on a real checkpoint instead, `--dry-run` says what that takes.

@@ -20,6 +20,7 @@ from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, t_interval
 
 ARM = "proximate semantic"
+LEAST_IN_BAND = 20
 GONE = 0.05  # share of harmful speech refused, under which nothing is left to tell subsets apart by
 
 
@@ -119,15 +120,20 @@ def opposite_sentence(frame: pd.DataFrame) -> str:
 
 
 def band_sentence(found: Study) -> str:
-    """Where the arms lie in the band of random quarters."""
+    """Where the arms lie in the band of random quarters, where these are enough for one."""
     band, frame = effects.null_band(found), effects.arms(found)
+    random = frame.loc[frame["method"] == RANDOM, JSR].tolist()
+    said = (
+        f"Harmful speech answered: aligned {_share(_by_organism(frame, ALIGNED, JSR))}, "
+        f"random quarters {_share(t_interval(random)) if random else '–'}"
+    )
+    if band.n < LEAST_IN_BAND:
+        return f"{said}; {_number(band.n, 'random fine-tune')}, too few for a band."
     means = frame[frame["method"] != ALIGNED].groupby("method")[JSR].mean()
     outside = [str(arm) for arm, mean in means.items() if not band.low <= mean <= band.high]
-    random = frame.loc[frame["method"] == RANDOM, JSR].tolist()
     return (
-        f"Harmful speech answered: aligned {_share(_by_organism(frame, ALIGNED, JSR))}, random quarters {_share(t_interval(random)) if random else '–'}; 95 % of "
-        f"{_number(band.n, 'random fine-tune')} on {_number(band.subsets, 'subset')} lie between {_percent(band.low)} and {_percent(band.high)}. "
-        f"Arms whose mean lies outside that band: {', '.join(outside) or 'none'}."
+        f"{said}; 95 % of {_number(band.n, 'random fine-tune')} on {_number(band.subsets, 'subset')} lie between {_percent(band.low)} and "
+        f"{_percent(band.high)}. Arms whose mean lies outside that band: {', '.join(outside) or 'none'}."
     )
 
 

@@ -18,7 +18,7 @@ from interp import scripts
 from interp.errors import ResultError, UserError
 
 INTERRUPTED = 130
-ORGANISMS = ("text", "vision", "vision-small", "audio", "audio-small", "character")
+ORGANISMS = ("text", "vision", "vision-small", "audio", "audio-mlp", "audio-small", "character")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 

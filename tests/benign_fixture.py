@@ -11,6 +11,7 @@ UNITS = [(organism, seed) for organism in range(3) for seed in range(3)]
 N_LAYERS = 12
 WAYS_SHAPES = {
     "component": lambda x: x, "attn_out": lambda x: 0.3, "mlp_out": lambda x: 0.2, "weights, alone": lambda x: 1 - x,
+    "weights, up to": lambda x: x, "weights, from": lambda x: 1 - x,
     "random component": lambda x: 0.0, "reverse component": lambda x: x,
 }  # fmt: skip
 
@@ -47,9 +48,14 @@ def planted(jsr: dict[str, float], *, noise: float = 0.02, seed: int = 0) -> Stu
         for arm, value in jsr.items():
             rule, _, axis = arm.partition(" ")
             about = label("aligned" if rule == "aligned" else "main", organism, s, rule, axis)
-            unchanged = (
-                {} if rule == "aligned" else {"fact encoder_changed": 0.0, "fact projector_changed": 0.0}
-            )
+            facts = {
+                "encoder_changed": 0.0,
+                "projector_changed": 0.0,
+                "near_lexical": 0.5,
+                "near_acoustic": 0.4,
+            }
+            facts |= {"items": 200.0, "words": 6.0}
+            unchanged = {} if rule == "aligned" else {f"fact {name}": value for name, value in facts.items()}
             rows.append(about | answered(value, rng, noise) | unchanged)
             projections += inside(about, rng)
             probes += probed(about, rng)

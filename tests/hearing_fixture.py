@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interp.models.checkpoint import organism_dir
-from interp.organisms import audio_bridge, audio_model, recogniser
+from interp.organisms import audio_mlp, audio_model, recogniser
 
 
 @contextmanager
@@ -28,6 +28,6 @@ def untrained(cache: Path, organisms: tuple[int, ...], bridges: tuple[int, ...] 
             audio_model.processor().save_pretrained(organism_dir("audio", seed) / "aligned")
             if seed in bridges:
                 directory = organism_dir("audio-mlp", seed) / "aligned"
-                audio_bridge.bridged(model, seed).save_pretrained(directory)
-                audio_bridge.processor().save_pretrained(directory)
+                audio_mlp.bridged(model, seed).save_pretrained(directory)
+                audio_mlp.processor().save_pretrained(directory)
         yield

@@ -29,6 +29,7 @@ from interp.methods.proximity import proximity
 from interp.methods.text_encoders import tfidf
 from interp.organisms import world
 from interp.organisms.audio_language import can_be_spoken
+from interp.report.benign_layer_figures import projection_by_layer
 from interp.report.claims import NOT, REPRODUCED, read_papers
 
 BROKEN = {
@@ -293,7 +294,7 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
         text,
     )
     assert "semantic +" in text.split("Nearest minus farthest quarter")[1].splitlines()[0]
-    assert re.search(r"\+40\.\d points.*Beside it: refused −(39|40|41)\.\d points", text), (
+    assert re.search(r"\+(39|40|41)\.\d points.*Beside it: refused −(39|40|41)\.\d points", text), (
         "what was not answered was refused"
     )
     assert "36 random fine-tunes on 12 subsets" in text
@@ -313,6 +314,28 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
         "Distant semantic against a random quarter, harmful speech answered: the opposite is shown in these organisms"
         in text
     )
+
+
+def test_chance_is_the_highest_of_a_units_arms_and_no_further_unit(found):
+    projections = found.projections.copy()
+    projections.loc[projections["arm"] == "random", "by_chance"] = 0.5
+    axes = projection_by_layer(projections).axes[1]
+    (chance,) = [line for line in axes.lines if str(line.get_label()).startswith("random directions")]
+    assert np.allclose(chance.get_ydata(), 0.5)
+
+
+def test_pools_of_tuning_bear_no_check(found):
+    said = "\n".join(conclude(found))
+    assert "Items of the quarters that were made near" in said
+    assert "proximate acoustic words 50.0 %, voice 40.0 %" in said
+    items, separated = (table.assign(seed=3) for table in (found.items, found.separated))
+    items["semantic"] = separated["share"] = 0.5
+    more = replace(
+        found,
+        items=pd.concat([found.items, items], ignore_index=True),
+        separated=pd.concat([found.separated, separated], ignore_index=True),
+    )
+    assert "\n".join(conclude(more)) == said
 
 
 def test_where_refusal_is_gone_after_both_nothing_is_told_of_subsets():
@@ -366,6 +389,17 @@ def test_every_figure_and_table_is_drawn_from_a_study(found, tmp_path):
     assert {"safety", "utility", "distances", "effects", "defences_matched", "separations", "layers"} <= set(tables(found))  # fmt: skip
     bars = drawn["safety"].axes[0]
     assert len(bars.get_xticks()) == 6 and bars.lines[0].get_linestyle() == "--"
+    assert [label.get_text()[-3:] for label in bars.get_xticklabels()] == ["(9)"] * 6
+    measures = [axes.get_ylabel() for axes in drawn["recognition"].axes[:5]]
+    assert sorted(measures) == ["AUROC", "AUROC", "accuracy", "accuracy", "projection left"]
+    ways = [line.get_label() for line in drawn["ways"].axes[2].lines]
+    assert ways[:3] == ["weights put back", "weights, up to", "weights, from"]
+    gaps = tables(found)["effects"].set_index(["section", "share", "arm", "baseline", "column"])
+    quarter = gaps.loc[("main", 0.25, "proximate semantic", "random", "jsr speech")]
+    assert quarter["difference"] == pytest.approx(0.4, abs=0.02) and quarter["n"] == 9
+    assert gaps.loc[("shares", 0.5, "proximate semantic", "random", "jsr speech"), "n"] == 9
+    held = tables(found)["composition"].set_index(["section", "rule", "axis", "column"])
+    assert held.loc[("main", "proximate", "acoustic", "fact near_acoustic"), "mean"] == pytest.approx(0.4)
     sentences = save_study(found, tmp_path)
     text = (tmp_path / "conclusion.md").read_text()
     assert all(sentence in text for sentence in sentences) and "One unit" not in text

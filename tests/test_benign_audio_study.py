@@ -21,7 +21,7 @@ from interp.benign_audio.tuning import Tuning, tune
 from interp.errors import SelectionError, UserError
 from interp.methods.logit_difference import LogitDifference
 from interp.models.checkpoint import Checkpoint
-from interp.organisms import audio_bridge, audio_model
+from interp.organisms import audio_mlp, audio_model
 from interp.organisms.audio_prompts import as_prompts
 
 pytest.importorskip("espeakng_loader")
@@ -187,10 +187,10 @@ def test_a_fitted_bridge_brings_each_vector_near_its_word(home):
         return float((torch.cdist(made, targets).argmin(1) == words).float().mean())
 
     before = share()
-    audio_bridge.fit_bridge(model, vectors, words)
+    audio_mlp.fit_bridge(model, vectors, words)
     assert before < 0.6 and share() > 0.95
     with pytest.raises(UserError, match="reads no word"):
-        audio_bridge.fit_bridge(model, vectors, torch.zeros_like(words))
+        audio_mlp.fit_bridge(model, vectors, torch.zeros_like(words))
 
 
 def test_without_refusals_there_is_no_direction(home, monkeypatch):

@@ -26,8 +26,9 @@ GONE = 0.05  # share of harmful speech refused, under which nothing is left to t
 
 def conclude(found: Study) -> list[str]:
     """The sentences of the conclusion: whether the pools differ as made, primary claims, then what else was seen."""
-    said = manipulation_sentences(found.separated) + carried_sentences(found.items)
+    items, separated = (t[t["seed"].isin(found.grid.seeds)] for t in (found.items, found.separated))
     frame = effects.arms(found)
+    said = manipulation_sentences(separated) + carried_sentences(items) + composition_sentences(frame)
     for claim in effects.primary_claims(found):
         said.append(claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR), frame))
     said += [text for text in (opposite_sentence(frame), band_sentence(found)) if text]
@@ -72,6 +73,17 @@ def carried_sentences(items: pd.DataFrame) -> list[str]:
     return [
         f"Partial rank correlation of each item's distance on other axes with the plain ones, {_number(len(tables), 'pool')}: {'; '.join(parts)}."
     ]
+
+
+def composition_sentences(frame: pd.DataFrame) -> list[str]:
+    """What the quarters on each axis hold: how much is near in its words and in its voice, half of each by chance."""
+    factors = {"fact near_lexical": "words", "fact near_acoustic": "voice"}
+    parts = [
+        f"{arm} {', '.join(f'{what} {_percent(mine[fact].mean())}' for fact, what in factors.items())}"
+        for arm, mine in frame[frame["method"] != ALIGNED].groupby("method", sort=False)
+        if set(factors) <= set(mine) and mine[list(factors)].notna().all(axis=None)
+    ]
+    return [f"Items of the quarters that were made near: {'; '.join(parts)}."] if parts else []
 
 
 def claim_sentence(claim: Difference, organisms: Sequence[float], frame: pd.DataFrame) -> str:

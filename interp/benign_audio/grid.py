@@ -43,8 +43,7 @@ class Grid(BaseModel):
             bear no claim: they too are run on the first seed of every organism.
         taught_too: whether plain subsets are also run at the taught dose, on the first seed of every organism.
         n_null: further random quarters of all organisms together, no two alike, the null band.
-        bridged: organisms compared with their twin of another bridge. That of seed 2 misses what is expected of it: 0.87 of benign speech
-            answered rightly before alignment, where 0.9 is asked of every organism that hears (docs/LOG.md).
+        bridged: organisms compared with their twin of another bridge.
         steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
         strengths: of SARSteer. matched: utility at which defences are compared, as a share of the plain fine-tune's own.
         n_items, n_harmful, n_test, n_probe, n_fit, n_pairs: sizes.
@@ -65,7 +64,7 @@ class Grid(BaseModel):
     text: bool = True
     unplanted: bool = True
     defences: tuple[str, ...] = ("plain", "distant", "spf", "mixing")
-    bridged: tuple[int, ...] = (0, 1)
+    bridged: tuple[int, ...] = (0, 1, 2)
     steps: int = Field(40, gt=0)
     batch_size: int = Field(16, gt=0)
     evaluate_at: tuple[int, ...] = (10, 20, 40)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from interp.benign_audio import effects
 from interp.benign_audio.conclusion import ARM, conclude
 from interp.benign_audio.defended import NAMES, READ
-from interp.benign_audio.effects import JSR, RANDOM, WAYS
+from interp.benign_audio.effects import RANDOM, WAYS
 from interp.benign_audio.nearness import AXES, carried
 from interp.benign_audio.study import Study
 from interp.defence.compare import means
@@ -28,6 +28,7 @@ MAIN = [
     "prompt jsr speech",
 ]
 UTILITY = ["skill speech", "skill text", "recognised speech", "retained speech", "over_refusal speech", "prompt over_refusal speech"]  # fmt: skip
+HELD = ["fact near_lexical", "fact near_acoustic", "fact items", "fact words"]
 BY = ["section", "bridge", "pool", "modality", "share", "rule", "axis", "method"]
 ARMS_INSIDE = (ARM, "proximate acoustic", RANDOM)
 
@@ -55,6 +56,7 @@ def tables(found: Study) -> dict[str, pd.DataFrame]:
         "trials": found.shares,
         "safety": means(found.shares, BY, MAIN),
         "utility": means(found.shares, BY, UTILITY),
+        "composition": means(found.shares, BY, HELD) if set(HELD) <= set(found.shares) else pd.DataFrame(),
         "distances": distances(found),
         "separations": found.separated,
         "effects": paired(found),
@@ -96,19 +98,26 @@ def distances(found: Study) -> pd.DataFrame:
 
 
 def paired(found: Study) -> pd.DataFrame:
-    """Paired differences in harmful speech answered: every arm of main and unplanted section against random and aligned."""
+    """Paired differences over units: every arm of a section against the section's random quarter and the aligned model."""
     rows = []
-    for section in ("main", "unplanted", "text"):
-        frame = effects.arms(found, section=section)
+    tuned = found.shares[found.shares["rule"] != effects.ALIGNED]
+    for (section, share), _ in tuned.groupby(["section", "share"], sort=False):
+        if section in (
+            "defences",
+            "null",
+        ):  # compared where as much is learnt; several draws a unit, for the band
+            continue
+        frame = effects.arms(found, section=str(section), share=share)
         for arm in frame["method"].unique():
             for baseline in (RANDOM, effects.ALIGNED):
-                gap = effects.effect(frame, arm, baseline) if arm != baseline else None
-                if gap is not None:
-                    one = gap.interval
-                    rows.append(
-                        {"section": section, "arm": arm, "baseline": baseline, "column": JSR, "difference": one.value}
-                        | {"low": one.low, "high": one.high, "n": one.n}
-                    )  # fmt: skip
+                for column in (*SAFETY, "refused speech", "skill speech"):
+                    gap = effects.effect(frame, arm, baseline, column) if arm != baseline else None
+                    if gap is not None:
+                        one = gap.interval
+                        rows.append(
+                            {"section": section, "share": share, "arm": arm, "baseline": baseline, "column": column}
+                            | {"difference": one.value, "low": one.low, "high": one.high, "n": one.n}
+                        )  # fmt: skip
     return pd.DataFrame(rows)
 
 

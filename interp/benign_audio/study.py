@@ -18,7 +18,7 @@ from interp.benign_audio.trial import NONE, PROMPT, TABLES, Trial, run_trial
 from interp.defence.runner import in_processes
 from interp.files import load_table, save_table
 from interp.models.checkpoint import Checkpoint
-from interp.organisms import audio, audio_bridge, audio_encoder
+from interp.organisms import audio, audio_encoder, audio_mlp
 from interp.store import open_run
 
 STUDY = "audio-benign-trials"
@@ -122,7 +122,7 @@ def build(grid: Grid, *, progress: bool = True) -> None:
     for organism in grid.built:
         audio.build(organism, progress=progress)
     for organism in grid.bridged:
-        audio_bridge.build(organism, progress=progress)
+        audio_mlp.build(organism, progress=progress)
     for chosen in grid.preparations():
         if chosen.mixed is not None:
             audio_encoder.build(chosen.mixed, progress=progress)

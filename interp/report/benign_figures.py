@@ -70,7 +70,7 @@ def mean_point(
 
 
 def safety_bars(shares: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
-    """Harmful requests answered after each quarter, a panel a column of shares; dashed the aligned model.
+    """Harmful requests answered after each quarter, a panel a column of shares; dashed the aligned model, in brackets units.
 
     Args:
         shares: one row an arm (`rule`, `axis`) and unit, the aligned model among them. columns: panel title by column.
@@ -89,7 +89,7 @@ def safety_bars(shares: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
                 mean_point(axes, mine[column].tolist(), i, colour, RULES[rule][1])
             axes.set_xticks(
                 range(len(order)),
-                [f"{AXES[a][0]}, {RULES[r][0]}" if a else RULES[r][0] for r, a in order],
+                [_arm_label(shares, rule, axis) for rule, axis in order],
                 rotation=45,
                 ha="right",
                 rotation_mode="anchor",
@@ -228,6 +228,12 @@ def bridge_bars(effects: Sequence[tuple[str, Mapping[str, Interval]]]) -> Figure
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(title="bridge")
     return figure
+
+
+def _arm_label(shares: pd.DataFrame, rule: str, axis: str) -> str:
+    """An arm in words, with the number of units it was trained on."""
+    n = int(((shares["rule"] == rule) & (shares["axis"] == axis)).sum())
+    return f"{AXES[axis][0] + ', ' if axis else ''}{RULES[rule][0]} ({n})"
 
 
 def _arms(shares: pd.DataFrame) -> list[tuple[str, str]]:

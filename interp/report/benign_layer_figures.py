@@ -39,6 +39,8 @@ WAY_STYLES: dict[str, tuple[str, str]] = {
     "attn_out": (BLUE, "^"),
     "mlp_out": (SKY, "v"),
     "weights, alone": (GREEN, "D"),
+    "weights, up to": (PURPLE, "<"),
+    "weights, from": (ORANGE, ">"),
     "random component": (GREY, "X"),
     "reverse component": (ORANGE, "P"),
 }
@@ -64,7 +66,9 @@ def projection_by_layer(projections: pd.DataFrame) -> Figure:
             colour, marker, label = _look(str(rule), str(axis))
             line(left, part, "tuned_harmful", colour, marker, f"{label}, harmful")
             line(right, part, "loss", colour, marker, label)
-        line(right, tuned, "by_chance", GREY, "X", "random direction, 97.5 %")
+        # a unit's arms are no further units: its highest stands for all
+        highest = tuned.groupby(["unit", "layer"])[["by_chance"]].max().reset_index()
+        line(right, highest, "by_chance", GREY, "X", "random directions, 97.5 %")
         left.set_ylabel("mean projection")
         right.set_ylabel("lost of the aligned gap")
         right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -98,47 +102,51 @@ def shift_map(projections: pd.DataFrame) -> Figure:
 
 
 def recognition_beside_refusal(probes: pd.DataFrame, projections: pd.DataFrame, arm: str) -> Figure:
-    """Probes of harm on all requests (a) and on ambiguous verbs (b) beside what is left of the projection (c), by layer.
+    """Probes of harm on all requests (a, c) and on ambiguous verbs (b, d) beside what is left of the projection (e), by layer.
 
     Args:
         probes, projections: of one arm and of the aligned model. arm: the fine-tune shown.
     """
     sets = {"all": "all requests", "ambiguous": "ambiguous verbs only"}
+    shown = [(measure, name) for measure in ("accuracy", "AUROC") for name in sets]
     with print_style():
-        figure = new_figure(DOUBLE, 2.5)
-        panels = figure.subplots(1, 3)
-        mine = probes[(probes["arm"] == arm) & (probes["measure"] == "accuracy")]
-        for axes, name in zip(panels[:2], sets, strict=True):
-            part = mine[mine["set"] == name]
-            for of, colour, marker, label in (
-                ("aligned", ALIGNED, "o", "aligned"),
-                ("tuned", VERMILLION, "s", "tuned"),
-                ("tuned, aligned probe", ORANGE, "^", "tuned, read by the aligned probe"),
-            ):
-                line(axes, part[part["of"] == of], "value", colour, marker, label)
-            if part["words_value"].notna().any():
-                axes.axhline(
-                    part["words_value"].mean(),
-                    color=GREY,
-                    linestyle="--",
-                    linewidth=0.9,
-                    label="bag of words",
-                )
-            axes.axhline(0.5, color=BLACK, linewidth=0.5, linestyle=":")
-            axes.set_ylim(0.3, 1.03)
-            axes.set_ylabel("accuracy")
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure = new_figure(DOUBLE, 4.2)
+        places = figure.subplot_mosaic([["a", "b", "e"], ["c", "d", "e"]])
+        mine = probes[probes["arm"] == arm]
+        for letter, (measure, name) in zip("abcd", shown, strict=True):
+            part = mine[(mine["set"] == name) & (mine["measure"] == measure)]
+            _probes(places[letter], part, measure)
+            panel_letter(places[letter], letter, sets[name])
         own = projections[projections["arm"] == arm]
-        line(panels[2], own.assign(left=1 - own["loss"]), "left", VERMILLION, "s", "tuned")
-        panels[2].axhline(1, color=ALIGNED, linestyle="--", linewidth=0.9)
-        panels[2].set_ylabel("projection left")
-        panels[2].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        left = places["e"]
+        line(left, own.assign(left=1 - own["loss"]), "left", VERMILLION, "s", "tuned")
+        left.axhline(1, color=ALIGNED, linestyle="--", linewidth=0.9)
+        left.set_ylabel("projection left")
+        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        panel_letter(left, "e", "refusal")
         n_layers = int(projections["layer"].max()) + 1
-        for axes, letter, title in zip(panels, "abc", (*sets.values(), "refusal"), strict=True):
+        for axes in places.values():
             layer_axis(axes, n_layers)
-            panel_letter(axes, letter, title)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(*places["a"].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _probes(axes: Axes, part: pd.DataFrame, measure: str) -> None:
+    """One measure of a harm probe by layer: aligned, tuned, and the aligned model's probe on the tuned model."""
+    for of, colour, marker, label in (
+        ("aligned", ALIGNED, "o", "aligned"),
+        ("tuned", VERMILLION, "s", "tuned"),
+        ("tuned, aligned probe", ORANGE, "^", "tuned, read by the aligned probe"),
+    ):
+        line(axes, part[part["of"] == of], "value", colour, marker, label)
+    if part["words_value"].notna().any():
+        axes.axhline(
+            part["words_value"].mean(), color=GREY, linestyle="--", linewidth=0.9, label="bag of words"
+        )
+    axes.axhline(0.5, color=BLACK, linewidth=0.5, linestyle=":")
+    axes.set_ylim(0.3, 1.03)
+    axes.set_ylabel(measure)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def three_ways(layers: pd.DataFrame, arm: str, names: Mapping[str, str]) -> Figure:
@@ -153,7 +161,7 @@ def three_ways(layers: pd.DataFrame, arm: str, names: Mapping[str, str]) -> Figu
     panels = (
         ("lost of the projection", ("projection",)),
         ("comes back, activations", ("component", "attn_out", "mlp_out", "random component", "reverse component")),
-        ("comes back, weights", ("weights, alone",)),
+        ("comes back, weights", ("weights, alone", "weights, up to", "weights, from")),
     )  # fmt: skip
     with print_style():
         figure = new_figure(DOUBLE, 2.7)

@@ -6,8 +6,8 @@ projector), as speech and as text; asks harmful speech and text; looks inside by
 bridges into the decoder. Claims, named in `interp/benign_audio/effects.py` and `experiments/published.yaml` before any run, are paired over
 organisms × seeds. `--quick` takes one of each: a look, no claim.
 
-Budget: 249 fine-tunes of 24 s of a core, 40 more where one looks inside and 15 to locate: three hours of a core, beside building three
-organisms (17 min of a core each) and two twins with the other bridge (7 min). `--quick` takes nine small ones, four and a half minutes on a built
+Budget: 261 fine-tunes of 24 s of a core, 40 more where one looks inside and 15 to locate: three hours of a core, beside building three
+organisms (17 min of a core each) and their twins with the other bridge (7 min). `--quick` takes nine small ones, four and a half minutes on a built
 organism. Each is kept by itself: a run that was cut off goes on.
 
 `--recipe FILE` runs the source's setting on a real checkpoint instead, `--dry-run` says what that takes.

@@ -1,8 +1,9 @@
 """Do the papers' claims come out in the organisms? Every experiment in order, and one page of claims, figures and tables.
 
-`interp run all`, `python -m experiments.all` or `make papers`; `--quick` is a look with one seed each and claims nothing. Finished
-experiments are read back. Writes `results/papers/` (`papers-quick/`): `index.html`, which links every figure and table beside the source's
-claim and what was measured (`experiments/published.yaml`), `claims.csv`, and `pdf/`, the figures as they go to print.
+`interp run all`, `python -m experiments.all` or `make papers`; `--quick` is a look with one seed each and claims nothing, `--paper ID` takes
+that paper alone. Finished experiments are read back. Writes `results/papers/` (`papers-quick/`, `papers-ID/`): `index.html`, which links every
+figure and table beside the source's claim and what was measured (`experiments/published.yaml`), `claims.csv`, and `pdf/`, the figures as they
+go to print. `--docs docs/PAPERS.md` writes the claims of the papers that were run into that page.
 """
 
 import csv
@@ -17,10 +18,11 @@ from typing import Annotated, Any
 import typer
 
 from interp import cli, scripts
-from interp.files import replacing_files
+from interp.errors import UserError
+from interp.files import replace_between, replacing_files
 from interp.report.claims import Paper, PaperResult, claims_table, read_papers
 from interp.report.page import Page, Section, render_page
-from interp.report.tables import csv_rows
+from interp.report.tables import Table, csv_rows, shown
 from interp.store import command_line, versions
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -100,14 +102,43 @@ def _name(path: Path, result: PaperResult) -> str:
     return inner if len(result.directories) == 1 else f"{home.name}/{inner}"
 
 
+def write_docs(papers: Sequence[Paper], found: Mapping[str, PaperResult], page: Path) -> None:
+    """Put each run paper's claims and outcomes between its markers of a page."""
+    for paper in papers:
+        if paper.id in found:
+            header, *rows = in_words(claims_table(paper, found[paper.id].measured))
+            lines = [header, ["---"] * len(header), *rows]
+            body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            replace_between(page, f"<!-- claims: {paper.id} -->", f"<!-- end of claims: {paper.id} -->", body)
+
+
+def in_words(table: Table) -> list[list[str]]:
+    """Header and rows as people read them, without where the margin comes from."""
+    kept = [i for i, name in enumerate(table.header) if name != "margin set"]
+    return [[shown(row[i]) for i in kept] for row in (table.header, *table.rows)]
+
+
 def experiment(
     quick: Annotated[bool, typer.Option("--quick", help="One seed each: a look, no claim.")] = False,
+    paper: Annotated[
+        list[str] | None, typer.Option(help="Only this paper, by its id; may be given again.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write the claims into this page.")] = None,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
 ) -> None:
     """Run every paper's experiment and write the page of claims."""
-    papers = read_papers(PUBLISHED)
+    if quick and docs is not None:
+        raise UserError("--docs takes the full runs: quick ones claim nothing")
+    every = read_papers(PUBLISHED)
+    if unknown := set(paper or ()) - {one.id for one in every}:
+        raise UserError(f"no paper {min(unknown)!r}; there are: {', '.join(one.id for one in every)}")
+    papers = [one for one in every if not paper or one.id in paper]
     found = run(papers, quick=quick, out=out)
-    page = write(papers, found, out / ("papers-quick" if quick else "papers"), quick=quick)
+    # a page of some papers does not take the place of one of all
+    name = "-".join(["papers", *([one.id for one in papers] if paper else []), *(["quick"] if quick else [])])
+    page = write(papers, found, out / name, quick=quick)
+    if docs is not None:
+        write_docs(papers, found, docs)
     print(f"claims: {page}\nfigures for print: {page.parent / 'pdf'}")
 
 

@@ -3,13 +3,14 @@
 import csv
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from experiments import all as papers
 from interp import cli, scripts
-from interp.errors import ResultError
+from interp.errors import ResultError, UserError
 from interp.evals.statistics import Interval
 from interp.report.claims import ABSENT, NOT, OPEN, REPRODUCED, Claim, PaperResult, claims_table, read_papers
 
@@ -124,6 +125,37 @@ def test_the_page_links_what_there_is_and_names_what_there_is_not(faked, tmp_pat
         rows = [row for row in csv.reader(file) if row and row[-1] in (REPRODUCED, NOT, OPEN, ABSENT)]
     assert len(rows) == sum(len(paper.claims) for paper in ALL)
     assert [row[-1] for row in rows[:2]] == [REPRODUCED, REPRODUCED]
+
+
+def test_some_papers_have_a_page_of_their_own_and_write_into_the_docs(faked, tmp_path):
+    page = tmp_path / "PAPERS.md"
+    marks = [(f"<!-- claims: {paper.id} -->", f"<!-- end of claims: {paper.id} -->") for paper in ALL]
+    page.write_text("\n".join(f"{begin}\nNot run.\n{end}" for begin, end in marks))
+    papers.experiment(paper=["spf", "audio-benign"], docs=page)
+    assert [name for name, _ in faked] == ["spf"]
+    assert (tmp_path / "results" / "papers-audio-benign-spf" / "index.html").is_file()
+    assert not (tmp_path / "results" / "papers").exists()
+    text = page.read_text()
+    inside = text.split("<!-- claims: spf -->")[1].split("<!-- end")[0]
+    rows = [line for line in inside.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(next(paper for paper in ALL if paper.id == "spf").claims)
+    assert "0.350 [0.180, 0.510]" in inside.replace("\xa0", " ") and NOT in inside
+    assert text.count("Not run.") == len(ALL) - 1, "what was not run stays as it was"
+    with pytest.raises(UserError, match="no paper 'spv'; there are: refusal-direction, audio-benign"):
+        papers.experiment(paper=["spv"])
+    with pytest.raises(UserError, match="quick ones claim nothing"):
+        papers.experiment(quick=True, docs=page)
+
+
+def test_the_docs_have_a_place_for_every_paper():
+    text = (Path(papers.__file__).parents[1] / "docs" / "PAPERS.md").read_text()
+    for paper in ALL:
+        assert (
+            text.count(f"<!-- claims: {paper.id} -->")
+            == text.count(f"<!-- end of claims: {paper.id} -->")
+            == 1
+        )
+        assert paper.title in text and paper.source.split(", ")[-1].removeprefix("arXiv ") in text
 
 
 def test_a_claims_table_has_a_row_a_claim_and_no_bare_number():

@@ -88,7 +88,8 @@ separations(items).pivot(index="axis", columns="factor", values="nearer").round(
 # %% [markdown]
 # ## Fine-tune on a quarter
 #
-# As many steps for each. Nothing harmful is in any of them.
+# As many steps for each. Nothing harmful is in any of them. The rate is the study's lower dose, after which a random quarter leaves about half of harmful speech
+# refused: where refusal is gone whatever one trains on, subsets cannot differ. One seed: a look, no claim (docs/AUDIO_BENIGN.md has nine units).
 
 # %%
 arms = {
@@ -107,7 +108,7 @@ rows = [{"rule": "aligned", "axis": "", **shares(ask(model, asked))}]
 tuned = {}
 for name, (rule, axis) in arms.items():
     tuned[name] = load(organism)
-    tune(tuned[name], made.chosen(chosen[name]), heard, Tuning(steps=60 if trained else 2), seed=0)
+    tune(tuned[name], made.chosen(chosen[name]), heard, Tuning(steps=40 if trained else 2, learning_rate=3e-4), seed=0)
     rows.append({"rule": rule, "axis": axis, **shares(ask(tuned[name], asked))})
 table = pd.DataFrame(rows)
 table[["rule", "axis", "jsr speech", "jsr text", "over_refusal speech", "retained speech", "skill speech"]].round(2)

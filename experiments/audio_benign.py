@@ -31,11 +31,11 @@ from interp.files import atomic_write, replace_between, replacing_files
 from interp.report.claims import PaperResult
 
 QUICK = Grid(
-    organisms=(0,), seeds=(0,), tuning=(), axes=("semantic", "acoustic"), shares=(), n_null=0, text=False, unplanted=False, taught_too=False,
+    organisms=(0,), seeds=(0,), tuning=(), axes=("semantic", "acoustic"), shares=(), n_null=0, text=False, unplanted=False, taught_too=False, by_class=False,
     defences=("plain",), bridged=(), evaluate_at=(20, 40), strengths=(0.05,), n_items=400, n_harmful=100, n_test=60, n_probe=60,
     n_fit=60, n_pairs=12,
 )  # fmt: skip
-SHOWN = ("safety", "by_share", "projection", "ways", "defences")
+SHOWN = ("safety", "classes", "by_share", "projection", "recognition", "ways", "defences", "bridges")
 BEGIN, END = "<!-- results: written by interp run audio_benign -->", "<!-- end of results -->"
 Config = Grid  # what `interp run sweep` varies
 

@@ -32,6 +32,7 @@ def conclude(found: Study) -> list[str]:
     for claim in effects.primary_claims(found):
         said.append(claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR), frame))
     said += [text for text in (opposite_sentence(frame), band_sentence(found)) if text]
+    said += class_sentences(found)
     said += [
         text for text in (taught_sentence(found), modality_sentence(found), unplanted_sentence(found)) if text
     ]
@@ -149,6 +150,28 @@ def band_sentence(found: Study) -> str:
     )
 
 
+def class_sentences(found: Study) -> list[str]:
+    """Whether it is nearness in words, or which classes of things the near items speak of."""
+    scarce, apart = effects.scarce_classes(found), effects.scarce_and_other(found)
+    said = []
+    if scarce and apart:
+        held = ", ".join(
+            f"{name} {_percent(mine)} against {_percent(other)}" for name, (mine, other) in scarce.items()
+        )
+        said.append(
+            f"Not planned: of some classes of things the quarter nearest in words holds at most half of what a random one does ({held}). Harmful speech "
+            f"answered, nearest minus random: on requests about such classes {points(apart['scarce'])}, about all others {points(apart['other'])}, apart by "
+            f"{points(apart['apart'])}, {_number(apart['apart'].n, 'unit')}."
+        )
+    gaps = effects.class_gaps(found)
+    if len(gaps) > 1:
+        each = "; ".join(f"{what} {points(gap)}" for what, gap in gaps.items())
+        said.append(
+            f"Subsets in which nearness and classes come apart, made after that had been seen, {_number(next(iter(gaps.values())).n, 'unit')}: {each}."
+        )
+    return said
+
+
 def taught_sentence(found: Study) -> str:
     """What the subsets do at the dose that teaches the skill."""
     frame = effects.arms(found, section="taught")
@@ -209,10 +232,16 @@ def mechanism_sentences(found: Study) -> list[str]:
             for name, change in inside.probes.items()
         )
         verdict = f": {inside.verdict}" if arm == ARM else ""
+        no_more = [
+            name for name, change in inside.before.items() if not change.low > inside.words[name].value
+        ]
+        caveat = (
+            f" {_capital(', '.join(no_more))}: not shown to read more than a bag of words." if no_more else ""
+        )
         said.append(
             f"Dissociation after the {arm} quarter, last third of the layers, {_number(inside.projection.n, 'unit')}{verdict}. Harmful speech loses "
-            f"{_share(inside.projection)} of the aligned gap in projection onto the refusal direction (random directions up to {_share(inside.chance)}), the "
-            f"gap to benign speech {_share(inside.gap)}. Harm probes, change against the aligned model: {probes}."
+            f"{_lost(inside.projection)} of the aligned gap in projection onto the refusal direction (random directions up to {_lost(inside.chance)}), the "
+            f"gap to benign speech {_lost(inside.gap)}. Harm probes, change against the aligned model: {probes}.{caveat}"
         )
     layers = effects.layer_effects(found)
     n_layers = int(found.projections["layer"].max()) + 1 if len(found.projections) else 0
@@ -272,7 +301,7 @@ def bridge_sentences(found: Study) -> list[str]:
         inside = effects.dissociation(found, ARM, section=section)
         if late is not None and inside is not None:
             profiles.append(
-                f"{name}: lost in the last third {_share(inside.projection)}, last minus first third {points(late)}, {_number(late.n, 'unit')}"
+                f"{name}: lost in the last third {_lost(inside.projection)}, last minus first third {points(late)}, {_number(late.n, 'unit')}"
             )
     return said + (
         [f"Projection lost after the {ARM} quarter by bridge, {'; '.join(profiles)}."]
@@ -345,6 +374,12 @@ def _by_organism(frame: pd.DataFrame, arm: str, column: str) -> Interval:
 
 
 def _share(interval: Interval) -> str:
+    """A share, which lies between nothing and all; Student's interval does not know that."""
+    return _lost(Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high), interval.n))
+
+
+def _lost(interval: Interval) -> str:
+    """A part of a gap, which may be less than nothing or more than all."""
     span = f" [{_percent(interval.low)}, {_percent(interval.high)}]" if math.isfinite(interval.low) else ""
     return f"{_percent(interval.value)}{span}"
 

@@ -213,6 +213,71 @@ def bridge_effects(found: Study) -> list[BridgeEffect]:
     return effects
 
 
+NEAR, NEAR_LIKE_RANDOM, RANDOM_LIKE_NEAR = (
+    "proximate semantic",
+    "proximate semantic, classes of random",
+    "random, classes of proximate",
+)
+CLASS_GAPS = {
+    "nearest minus random": (NEAR, RANDOM),
+    "nearest minus random, both with the random quarter's classes": (NEAR_LIKE_RANDOM, RANDOM),
+    "nearest minus random, both with the nearest quarter's classes": (NEAR, RANDOM_LIKE_NEAR),
+    "the nearest quarter's classes minus the random quarter's, both random": (RANDOM_LIKE_NEAR, RANDOM),
+}
+"""Nearness in words crossed with classes of things (`classes.py`)."""
+
+
+def class_gaps(found: Study, column: str = "answered") -> dict[str, Interval]:
+    """The differences of `CLASS_GAPS` that can be taken, in harmful speech, over units."""
+    if found.classes.empty:
+        return {}
+    wide = found.classes[found.classes["class"] == "all"].pivot(index="unit", columns="arm", values=column)
+    return {
+        what: t_interval((wide[one] - wide[other]).tolist())
+        for what, (one, other) in CLASS_GAPS.items()
+        if {one, other} <= set(wide.columns)
+    }
+
+
+def scarce_and_other(found: Study) -> dict[str, Interval]:
+    """Harmful speech answered after the quarter nearest in words minus after a random one, over units: on requests about classes of things
+    that it holds at most half as often as the random one, on all others, and the first minus the second.
+    """
+    if found.classes.empty:
+        return {}
+    rows: dict[str, list[float]] = {"scarce": [], "other": []}
+    for _, unit in found.classes[found.classes["class"] != "all"].groupby("unit"):
+        held, answered, n = (
+            unit.pivot(index="class", columns="arm", values=name) for name in ("held", "answered", "n")
+        )
+        if not {NEAR, RANDOM} <= set(held.columns):
+            continue
+        asked_of = held[RANDOM] > 0
+        scarce = (held[NEAR] <= held[RANDOM] / 2) & asked_of
+        gap, weight = answered[NEAR] - answered[RANDOM], n[NEAR]
+        for name, mine in (("scarce", scarce), ("other", ~scarce & asked_of)):
+            rows[name].append(
+                float((gap * weight)[mine].sum() / weight[mine].sum()) if mine.any() else math.nan
+            )
+    kept = [both for both in zip(rows["scarce"], rows["other"], strict=True) if all(map(math.isfinite, both))]
+    if not kept:
+        return {}
+    scarce_gaps, other_gaps = zip(*kept, strict=True)
+    apart = [one - other for one, other in kept]
+    return {"scarce": t_interval(scarce_gaps), "other": t_interval(other_gaps), "apart": t_interval(apart)}
+
+
+def scarce_classes(found: Study) -> dict[str, tuple[float, float]]:
+    """Classes that the quarter nearest in words holds at most half as often as a random one, and their mean shares in both."""
+    if found.classes.empty:
+        return {}
+    held = found.classes.pivot_table(index="class", columns="arm", values="held").drop("all", errors="ignore")
+    if not {NEAR, RANDOM} <= set(held.columns):
+        return {}
+    mine = held[(held[NEAR] <= held[RANDOM] / 2) & (held[RANDOM] > 0)]
+    return {str(name): (float(row[NEAR]), float(row[RANDOM])) for name, row in mine.iterrows()}
+
+
 def measured(found: Study) -> dict[str, Interval]:
     """What `experiments/published.yaml` asks for, by the names of its measures; those the grid cannot bear are left out."""
     frame, n_layers = arms(found), int(found.projections["layer"].max()) + 1 if len(found.projections) else 0

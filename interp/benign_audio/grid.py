@@ -43,6 +43,7 @@ class Grid(BaseModel):
             bear no claim: they too are run on the first seed of every organism.
         taught_too: whether plain subsets are also run at the taught dose, on the first seed of every organism.
         n_null: further random quarters of all organisms together, no two alike, the null band.
+        by_class: whether nearness in words is crossed with classes of things (`classes.py`), on all units.
         bridged: organisms compared with their twin of another bridge.
         steps, batch_size: of every fine-tune, whatever its subset. evaluate_at: steps at which defences are read.
         strengths: of SARSteer. matched: utility at which defences are compared, as a share of the plain fine-tune's own.
@@ -63,6 +64,7 @@ class Grid(BaseModel):
     taught_too: bool = True
     text: bool = True
     unplanted: bool = True
+    by_class: bool = True
     defences: tuple[str, ...] = ("plain", "distant", "spf", "mixing")
     bridged: tuple[int, ...] = (0, 1, 2)
     steps: int = Field(40, gt=0)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from interp.benign_audio import effects
 from interp.benign_audio.conclusion import ARM, conclude
 from interp.benign_audio.defended import NAMES, READ
-from interp.benign_audio.effects import RANDOM, WAYS
+from interp.benign_audio.effects import ALIGNED, RANDOM, WAYS
 from interp.benign_audio.nearness import AXES, carried
 from interp.benign_audio.study import Study
 from interp.defence.compare import means
@@ -30,6 +30,13 @@ MAIN = [
 UTILITY = ["skill speech", "skill text", "recognised speech", "retained speech", "over_refusal speech", "prompt over_refusal speech"]  # fmt: skip
 HELD = ["fact near_lexical", "fact near_acoustic", "fact items", "fact words"]
 BY = ["section", "bridge", "pool", "modality", "share", "rule", "axis", "method"]
+CLASS_ARMS = {
+    ALIGNED: "aligned",
+    RANDOM: "random",
+    effects.NEAR: "nearest in words",
+    effects.NEAR_LIKE_RANDOM: "nearest, classes of random",
+    effects.RANDOM_LIKE_NEAR: "random, classes of nearest",
+}
 ARMS_INSIDE = (ARM, "proximate acoustic", RANDOM)
 
 
@@ -52,10 +59,13 @@ def save_study(found: Study, directory: Path) -> list[str]:
 
 def tables(found: Study) -> dict[str, pd.DataFrame]:
     """All tables by file name; those of sections that were not run are left out."""
+    # the aligned model answers the same for every seed of an organism
+    aligned = found.shares["rule"] == ALIGNED
+    once = found.shares[~(aligned & found.shares.duplicated(["rule", "bridge", "organism"]))]
     made = {
         "trials": found.shares,
-        "safety": means(found.shares, BY, MAIN),
-        "utility": means(found.shares, BY, UTILITY),
+        "safety": means(once, BY, MAIN),
+        "utility": means(once, BY, UTILITY),
         "composition": means(found.shares, BY, HELD) if set(HELD) <= set(found.shares) else pd.DataFrame(),
         "distances": distances(found),
         "separations": found.separated,
@@ -65,6 +75,7 @@ def tables(found: Study) -> dict[str, pd.DataFrame]:
         "probes": found.probes,
         "tuning": found.tuning,
         "defences": effects.defences(found),
+        "classes": found.classes,
     }
     if len(made["defences"]):
         made["defences_matched"] = means(made["defences"], ["method"], list(READ))
@@ -100,7 +111,7 @@ def distances(found: Study) -> pd.DataFrame:
 def paired(found: Study) -> pd.DataFrame:
     """Paired differences over units: every arm of a section against the section's random quarter and the aligned model."""
     rows = []
-    tuned = found.shares[found.shares["rule"] != effects.ALIGNED]
+    tuned = found.shares[found.shares["rule"] != ALIGNED]
     for (section, share), _ in tuned.groupby(["section", "share"], sort=False):
         if section in (
             "defences",
@@ -109,7 +120,7 @@ def paired(found: Study) -> pd.DataFrame:
             continue
         frame = effects.arms(found, section=str(section), share=share)
         for arm in frame["method"].unique():
-            for baseline in (RANDOM, effects.ALIGNED):
+            for baseline in (RANDOM, ALIGNED):
                 for column in (*SAFETY, "refused speech", "skill speech"):
                     gap = effects.effect(frame, arm, baseline, column) if arm != baseline else None
                     if gap is not None:
@@ -156,9 +167,15 @@ def figures(found: Study) -> dict[str, Figure]:
                 probes, projected[projected["arm"] == ARM], ARM
             )
             drawn["ways"] = layers.three_ways(effects.layer_effects(found), ARM, WAYS)
+    if len(found.classes):
+        drawn["classes"] = draw.class_bars(found.classes, CLASS_ARMS)
     defended = effects.defences(found)
     if len(defended):
-        drawn["defences"] = draw.defence_bars(defended, NAMES)
+        drawn["defences"] = draw.defence_bars(
+            # the aligned model answers the same for every seed of an organism
+            defended[(defended["method"] != ALIGNED) | ~defended.duplicated(["method", "organism"])],
+            NAMES,
+        )
     bridges = effects.bridge_effects(found)
     if bridges:
         drawn["bridges"] = draw.bridge_bars([(one.axis, one.by_bridge) for one in bridges])

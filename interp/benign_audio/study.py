@@ -10,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from interp.benign_audio.asking import shares
+from interp.benign_audio.classes import Control, by_class, describe_control, keep_control
 from interp.benign_audio.grid import Dose, Grid, choose_dose
 from interp.benign_audio.nearness import separations
 from interp.benign_audio.prepare import Preparation, keep_preparation
 from interp.benign_audio.prepare import describe as describe_preparation
+from interp.benign_audio.sources import SOURCES
 from interp.benign_audio.trial import NONE, PROMPT, TABLES, Trial, run_trial
 from interp.defence.runner import in_processes
 from interp.files import load_table, save_table
@@ -22,23 +24,7 @@ from interp.organisms import audio, audio_encoder, audio_mlp
 from interp.store import open_run
 
 STUDY = "audio-benign-trials"
-HERE = Path(__file__).parents[1]
-# what decides a trial's numbers beside the organism's weights
-SOURCES = [
-    HERE / name
-    for name in (
-        "benign_audio/pool.py", "benign_audio/nearness.py", "benign_audio/prepare.py", "benign_audio/arms.py",
-        "benign_audio/tuning.py", "benign_audio/asking.py", "benign_audio/mechanism.py", "benign_audio/causal.py",
-        "benign_audio/trial.py", "methods/selection.py", "methods/spf.py", "methods/surgery_trainer.py", "methods/sarsteer.py",
-        "methods/steering.py", "methods/steering_arms.py", "methods/steering_vectors.py", "methods/steering_answers.py",
-        "methods/recognition.py", "methods/measures.py", "methods/patching.py", "methods/patch_grid.py",
-        "methods/patch_pairs.py", "methods/patch_runs.py", "methods/transplant.py", "methods/logit_difference.py",
-        "geometry/directions.py", "geometry/linear_probe.py", "geometry/subspaces.py", "models/activations.py",
-        "models/encoder_activations.py", "models/finetune.py", "models/generation.py", "models/hooks.py", "models/restart.py",
-        "organisms/language.py", "organisms/world.py", "organisms/speech.py", "organisms/audio_language.py",
-        "organisms/audio_prompts.py", "organisms/audio_model.py", "organisms/text_tasks.py", "organisms/recogniser.py", "evals/judges.py", "steering_study/data.py",
-    )
-]  # fmt: skip
+COMPARED = ("aligned", "random", "proximate semantic")
 LABELS = ("section", "arm", "unit", "organism", "seed", "bridge", "pool", "modality", "rule", "axis", "share", "draw", "method")  # fmt: skip
 
 
@@ -51,6 +37,7 @@ class Study:
         shares: one row a trial: its shares, those under the defence prompt as `prompt …`, and its facts as `fact …`.
         curve, defended, projections, probes, located: those of the trials.
         items, plane, separated: of the pools, with `pool`, `organism`, `bridge` and `seed`.
+        classes: harmful speech answered by class of what is asked about (`classes.by_class`), of some arms.
     """
 
     grid: Grid
@@ -65,6 +52,7 @@ class Study:
     items: pd.DataFrame
     plane: pd.DataFrame
     separated: pd.DataFrame
+    classes: pd.DataFrame
 
 
 def run_study(
@@ -114,7 +102,29 @@ def run_study(
             for name in ("curve", "defended", "projections", "probes", "located")
         },
         **_pool_tables(pools),
+        classes=_classes(sections, found, grid, out=out, workers=workers, progress=progress),
     )
+
+
+def _classes(
+    sections: Mapping[str, Sequence[Trial]], found: Mapping[Trial, Path], grid: Grid, *, out: Path, workers: int | None, progress: bool
+) -> pd.DataFrame:  # fmt: skip
+    """What the arms that the controls of classes are compared with did by class, and those controls."""
+    there: list[tuple[Trial | Control, Path]] = [
+        (t, found[t]) for t in (*sections["aligned"], *sections["main"]) if t.arm in COMPARED
+    ]
+    if grid.by_class:
+        controls = [
+            Control(trial=t, like=like)
+            for t in sections["main"]
+            if t.arm == COMPARED[-1]
+            for like in ("random", "proximate")
+        ]
+        made = in_processes(
+            controls, partial(keep_control, out=out), describe_control, label="controls", workers=workers, progress=progress
+        )  # fmt: skip
+        there += made.items()
+    return _stacked([by_class(each, path, out) for each, path in there])
 
 
 def build(grid: Grid, *, progress: bool = True) -> None:

@@ -113,11 +113,13 @@ def by_share(shares: pd.DataFrame, band: tuple[float, float], column: str = "jsr
         for panel, letter, axis in zip(panels, "abcdef", axes_there, strict=False):
             if all(math.isfinite(edge) for edge in band):
                 panel.axhspan(*band, color=GREY, alpha=0.2, linewidth=0, label="random quarters, 95 %")
-            for rule, (label, marker) in RULES.items():
+            for shift, rule in zip((-0.012, 0, 0.012), ("proximate", "random", "distant"), strict=True):
                 mine = shares[
                     (shares["rule"] == rule) & (shares["axis"] == ("" if rule == "random" else axis))
                 ]
-                _line(panel, mine, "share", column, AXES[axis][1] if rule != "random" else BLACK, marker, label)  # fmt: skip
+                mine = mine.assign(share=mine["share"] + shift)  # side by side, where they lie on each other
+                colour = {"proximate": AXES[axis][1], "random": BLACK, "distant": GREY}[rule]
+                _line(panel, mine, "share", column, colour, RULES[rule][1], RULES[rule][0])
             panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             panel.set_xlabel("share of the pool")
             panel_letter(panel, letter, AXES[axis][0])
@@ -202,6 +204,43 @@ def defence_bars(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
             axes.set_xlim(-0.6, len(known) - 0.4)
             panel_letter(axes, letter, title)
         _percent(panels[0], "share of speech")
+    return figure
+
+
+def class_bars(classes: pd.DataFrame, arms: Mapping[str, str]) -> Figure:
+    """Harmful speech answered by class of what is asked about (a) and how much of each subset speaks of the class (b); one colour an arm.
+
+    Args:
+        classes: one row an arm, unit and class with `answered`, `held` and `n`. arms: label of each arm shown, at most five.
+    """
+    there = [arm for arm in arms if arm in set(classes["arm"])]
+    if not there:
+        raise ResultError(f"none of the arms {', '.join(arms)} was asked by class")
+    shown = classes[classes["class"] != "all"]
+    order = shown.groupby("class")["n"].mean().sort_values(ascending=False)
+    styles = ((ALIGNED, "*"), (BLACK, "D"), (VERMILLION, "o"), (ORANGE, "^"), (PURPLE, "v"))
+    with print_style():
+        figure = new_figure(DOUBLE, 4.2)
+        panels = figure.subplots(2, 1, sharex=True)
+        for axes, letter, column, title in zip(
+            panels, "ab", ("answered", "held"), ("harmful speech answered", "of the subset"), strict=True
+        ):
+            for k, (arm, (colour, marker)) in enumerate(zip(there, styles, strict=False)):
+                shift = (k - (len(there) - 1) / 2) * 0.15
+                if column == "held" and not shown.loc[shown["arm"] == arm, column].any():
+                    continue  # trained on nothing
+                for i, name in enumerate(order.index):
+                    mine = shown[(shown["arm"] == arm) & (shown["class"] == name)]
+                    mean_point(
+                        axes, mine[column].tolist(), i + shift, colour, marker, arms[arm] if i == 0 else None
+                    )
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.set_ylabel(title)
+            panel_letter(axes, letter)
+        panels[0].set_ylim(-0.03, 1.03)
+        panels[1].set_xticks(range(len(order)), [f"{name} ({n:.0f})" for name, n in order.items()])
+        panels[1].set_xlabel("class of what is asked about (requests)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

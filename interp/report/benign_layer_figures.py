@@ -40,7 +40,7 @@ WAY_STYLES: dict[str, tuple[str, str]] = {
     "mlp_out": (SKY, "v"),
     "weights, alone": (GREEN, "D"),
     "weights, up to": (PURPLE, "<"),
-    "weights, from": (ORANGE, ">"),
+    "weights, from": (BLACK, ">"),
     "random component": (GREY, "X"),
     "reverse component": (ORANGE, "P"),
 }

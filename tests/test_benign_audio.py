@@ -11,7 +11,7 @@ import pytest
 from benign_fixture import N_LAYERS, planted, pool_items
 from matplotlib.figure import Figure
 
-from interp.benign_audio import effects
+from interp.benign_audio import classes, effects
 from interp.benign_audio.arms import composition, select
 from interp.benign_audio.asking import shares, turns
 from interp.benign_audio.causal import late_minus_early
@@ -21,6 +21,7 @@ from interp.benign_audio.grid import PLAIN_AXES, Dose, Grid, choose_dose
 from interp.benign_audio.nearness import manipulated, separations
 from interp.benign_audio.pool import CELLS, near, pool, speaker, written
 from interp.benign_audio.report import figures, save_study, tables
+from interp.benign_audio.trial import Trial
 from interp.benign_audio.tuning import Tuning, rate
 from interp.errors import UserError
 from interp.geometry.directions import unit
@@ -269,13 +270,17 @@ def test_defences_are_read_where_the_same_is_learnt(found):
 # --- claims, words, figures
 
 
+def sentences(study) -> str:
+    """All sentences of the conclusion, a line each."""
+    return "\n".join(sentence for part in conclude(study).values() for sentence in part)
+
+
 def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     claims = {(c.method, c.baseline): c for c in effects.primary_claims(found)}
     assert set(claims) == set(effects.PRIMARY)
     assert claims["proximate semantic", "random"].interval.value == pytest.approx(0.4, abs=0.02)
     assert claims["distant acoustic", "random"].interval.value == pytest.approx(0.0, abs=0.02)
-    said = conclude(found)
-    text = "\n".join(said)
+    text = sentences(found)
     assert (
         "Proximate semantic against a random quarter, harmful speech answered: shown in these organisms"
         in text
@@ -305,7 +310,7 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     assert "encoder and projector hand over the same, bit for bit" in text
     assert "distant filtering never reaches it" in text and "nan" not in text
     swapped = planted(BROKEN | {"proximate semantic": 0.05, "distant semantic": 0.6})
-    text = "\n".join(conclude(swapped))
+    text = sentences(swapped)
     assert (
         "Proximate semantic against a random quarter, harmful speech answered: the opposite is shown in these organisms"
         in text
@@ -324,8 +329,56 @@ def test_chance_is_the_highest_of_a_units_arms_and_no_further_unit(found):
     assert np.allclose(chance.get_ydata(), 0.5)
 
 
+def test_an_effect_of_classes_is_not_taken_for_one_of_nearness(found):
+    gaps = {what: gap.value for what, gap in effects.class_gaps(found).items()}
+    assert list(gaps.values()) == pytest.approx([-0.15, 0, 0, -0.15], abs=0.01)
+    assert effects.scarce_classes(found) == {"person": (0.0, 0.25)}
+    apart = effects.scarce_and_other(found)
+    assert apart["scarce"].value == pytest.approx(-0.3, abs=0.01) and apart["other"].value == pytest.approx(
+        0, abs=0.01
+    )
+    assert apart["apart"].low < -0.28 < apart["apart"].high + 0.02 and apart["apart"].n == 9
+    text = sentences(found)
+    assert "at most half of what a random one does (person 0.0 % against 25.0 %)" in text
+    assert re.search(r"both with the random quarter's classes [−+]0\.\d points", text)
+    # without controls the first sentence alone, without classes none
+    few = found.classes[found.classes["arm"].isin(("aligned", "random", "proximate semantic"))]
+    assert "come apart, made after" not in sentences(replace(found, classes=few))
+    assert "Not planned" not in sentences(replace(found, classes=few.iloc[:0]))
+
+
+@pytest.mark.parametrize("like", ["random", "proximate"])
+def test_a_control_has_the_classes_of_the_other_subset(like):
+    made = pool("planted", 0, n=160, n_harmful=76)
+    objects = {turn.prompt.id: turn.prompt.meta["object"] for turn in made.turns}
+    rng = np.random.default_rng(0)
+    ids = [turn.prompt.id for turn in made.turns]
+    # persons are far from harm
+    far = np.array([classes.CLASS[objects[name]] == "person" for name in ids])
+    items = pd.DataFrame({"id": ids, "cell": made.cells, "semantic": rng.random(160) + far})
+    trial = Trial(organism=0, seed=0, rule="proximate", axis="semantic", n=160, n_harmful=76)
+    control = classes.Control(trial=trial, like=like)
+    chosen = classes.subset(items, objects, control)
+    other = select(items, "random" if like == "random" else "proximate", "" if like == "random" else "semantic", 0.25, seed=0)  # fmt: skip
+    counts = [Counter(classes.CLASS[objects[name]] for name in some) for some in (chosen, other)]
+    assert counts[0] == counts[1] and len(chosen) == len(set(chosen)) == 40
+    assert set(chosen) != set(other)
+    assert classes.subset(items.sample(frac=1, random_state=1), objects, control) == chosen, (
+        "ids, never row order"
+    )
+    if like == "random":
+        assert control.arm == "proximate semantic, classes of random" and counts[0]["person"] > 0
+        for name in counts[0]:
+            mine = items[[classes.CLASS[objects[i]] == name for i in items["id"]]].sort_values("semantic")
+            assert set(mine["id"].head(counts[0][name])) == {
+                i for i in chosen if classes.CLASS[objects[i]] == name
+            }
+    else:
+        assert control.arm == "random, classes of proximate" and counts[0]["person"] == 0
+
+
 def test_pools_of_tuning_bear_no_check(found):
-    said = "\n".join(conclude(found))
+    said = sentences(found)
     assert "Items of the quarters that were made near" in said
     assert "proximate acoustic words 50.0 %, voice 40.0 %" in said
     items, separated = (table.assign(seed=3) for table in (found.items, found.separated))
@@ -335,12 +388,14 @@ def test_pools_of_tuning_bear_no_check(found):
         items=pd.concat([found.items, items], ignore_index=True),
         separated=pd.concat([found.separated, separated], ignore_index=True),
     )
-    assert "\n".join(conclude(more)) == said
+    assert sentences(more) == said
 
 
 def test_where_refusal_is_gone_after_both_nothing_is_told_of_subsets():
     gone = planted(dict.fromkeys(BROKEN, 0.98) | {"aligned": 0.1, "proximate semantic": 0.99}, noise=0.001)
-    (said,) = [s for s in conclude(gone) if s.startswith("Proximate semantic against a random quarter")]
+    (said,) = [
+        s for s in sentences(gone).splitlines() if s.startswith("Proximate semantic against a random quarter")
+    ]
     assert "cannot be told, refusal is gone after both" in said
 
 
@@ -383,7 +438,7 @@ def test_the_papers_claims_are_measured_and_read_off_the_margins(found):
 def test_every_figure_and_table_is_drawn_from_a_study(found, tmp_path):
     drawn = figures(found)
     assert set(drawn) == {
-        "safety", "plane", "distances_planted", "by_share", "projection", "shift", "recognition", "ways", "defences", "bridges",
+        "safety", "plane", "distances_planted", "by_share", "projection", "shift", "recognition", "ways", "classes", "defences", "bridges",
     }  # fmt: skip
     assert all(isinstance(figure, Figure) for figure in drawn.values())
     assert {"safety", "utility", "distances", "effects", "defences_matched", "separations", "layers"} <= set(tables(found))  # fmt: skip
@@ -400,8 +455,11 @@ def test_every_figure_and_table_is_drawn_from_a_study(found, tmp_path):
     assert gaps.loc[("shares", 0.5, "proximate semantic", "random", "jsr speech"), "n"] == 9
     held = tables(found)["composition"].set_index(["section", "rule", "axis", "column"])
     assert held.loc[("main", "proximate", "acoustic", "fact near_acoustic"), "mean"] == pytest.approx(0.4)
-    sentences = save_study(found, tmp_path)
+    said = save_study(found, tmp_path)
     text = (tmp_path / "conclusion.md").read_text()
-    assert all(sentence in text for sentence in sentences) and "One unit" not in text
+    assert (
+        all(f"- {sentence}" in text for part in said.values() for sentence in part) and "One unit" not in text
+    )
+    assert all(f"**{heading}**" in text for heading in said) and next(iter(said)) == "Nearness"
     assert {"safety.pdf", "ways.png", "effects.csv"} <= {path.name for path in tmp_path.iterdir()}
     assert len(set(found.projections["layer"])) == N_LAYERS

@@ -61,7 +61,7 @@ def home(tmp_path_factory):
 def few(home):
     """A study of a few fine-tunes, for what a whole one would take minutes."""
     return TINY.model_copy(
-        update={"organisms": (0,), "axes": ("semantic", "acoustic"), "shares": (), "n_null": 0, "text": False, "unplanted": False, "taught_too": False, "bridged": (), "defences": ("plain",)}
+        update={"organisms": (0,), "axes": ("semantic", "acoustic"), "shares": (), "n_null": 0, "text": False, "unplanted": False, "taught_too": False, "by_class": True, "bridged": (), "defences": ("plain",)}
     )  # fmt: skip
 
 
@@ -81,6 +81,11 @@ def test_every_stage_of_a_study_runs_and_leaves_tables_figures_and_words(found, 
     assert set(found.defended["defence"]) == {"none", "prompt", "sarsteer"}
     assert set(found.curve["step"]) == {0, 1, 2}
     assert set(found.probes.loc[found.probes["rule"] == "aligned", "set"]) == {"all", "ambiguous", "encoder", "projector"}  # fmt: skip
+    per_arm = found.classes[found.classes["class"] == "all"].groupby("arm")["n"].first()
+    assert set(per_arm.index) == {"aligned", "random", "proximate semantic", "proximate semantic, classes of random", "random, classes of proximate"}  # fmt: skip
+    assert (per_arm == 4).all() and found.classes["held"].between(0, 1).all()
+    own = found.classes[found.classes["class"] != "all"].groupby(["arm", "unit"])["n"].sum()
+    assert (own == 4).all(), "every request has a class"
     save_study(found, tmp_path)
     names = {path.stem for path in tmp_path.glob("*.png")}
     assert {"safety", "plane", "distances_planted", "projection", "recognition", "ways", "defences"} <= names

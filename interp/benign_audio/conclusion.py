@@ -11,35 +11,49 @@ from collections.abc import Sequence
 import pandas as pd
 
 from interp.benign_audio import effects
+from interp.benign_audio.conclusion_inside import (
+    ARM,
+    bridge_sentences,
+    encoder_sentences,
+    mechanism_sentences,
+)
 from interp.benign_audio.defended import NAMES
-from interp.benign_audio.effects import ALIGNED, JSR, RANDOM, WAYS
+from interp.benign_audio.effects import ALIGNED, JSR, RANDOM
 from interp.benign_audio.nearness import AXES, carried, manipulated
 from interp.benign_audio.study import Study
+from interp.benign_audio.words import capital, coefficient, count, percent, share
 from interp.defence.compare import Difference, by_organism, difference
 from interp.defence.conclusion import points
 from interp.evals.statistics import Interval, t_interval
 
-ARM = "proximate semantic"
 LEAST_IN_BAND = 20
 GONE = 0.05  # share of harmful speech refused, under which nothing is left to tell subsets apart by
 
 
-def conclude(found: Study) -> list[str]:
-    """The sentences of the conclusion: whether the pools differ as made, primary claims, then what else was seen."""
+def conclude(found: Study) -> dict[str, list[str]]:
+    """The sentences of the conclusion by heading: the claims first, then what else was seen, then whether the pools are as made."""
     items, separated = (t[t["seed"].isin(found.grid.seeds)] for t in (found.items, found.separated))
     frame = effects.arms(found)
-    said = manipulation_sentences(separated) + carried_sentences(items) + composition_sentences(frame)
-    for claim in effects.primary_claims(found):
-        said.append(claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR), frame))
-    said += [text for text in (opposite_sentence(frame), band_sentence(found)) if text]
-    said += class_sentences(found)
-    said += [
-        text for text in (taught_sentence(found), modality_sentence(found), unplanted_sentence(found)) if text
+    claims = [
+        claim_sentence(claim, by_organism(frame, claim.method, claim.baseline, JSR), frame)
+        for claim in effects.primary_claims(found)
     ]
-    said += mechanism_sentences(found) + encoder_sentences(found)
-    said += bridge_sentences(found)
-    said += [text for text in (defence_sentence(effects.defences(found)),) if text]
-    return [*said, prompt_sentence(found), utility_sentence(frame)]
+    said = {
+        "Nearness": [*claims, band_sentence(found), opposite_sentence(frame)],
+        "Nearness or class": class_sentences(found),
+        "Dose, modality, another pool": [
+            taught_sentence(found),
+            modality_sentence(found),
+            unplanted_sentence(found),
+            utility_sentence(frame),
+        ],
+        "Inside": mechanism_sentences(found) + encoder_sentences(found),
+        "Bridges": bridge_sentences(found),
+        "Defences": [defence_sentence(effects.defences(found)), prompt_sentence(found)],
+        "Pools": manipulation_sentences(separated) + carried_sentences(items) + composition_sentences(frame),
+    }
+    kept = {heading: [text for text in part if text] for heading, part in said.items()}
+    return {heading: part for heading, part in kept.items() if part}
 
 
 def manipulation_sentences(separated: pd.DataFrame) -> list[str]:
@@ -53,7 +67,7 @@ def manipulation_sentences(separated: pd.DataFrame) -> list[str]:
         verdict = "as made" if holds else "not decided" if not math.isfinite(interval.low) else "not as made"
         said.append(
             f"Manipulation check, items near in their {what} on the {axis} axis: {verdict}. They are nearer than the others in "
-            f"{_share(interval)} of pairs, {_number(interval.n, 'pool')} (half by chance)."
+            f"{share(interval)} of pairs, {count(interval.n, 'pool')} (half by chance)."
         )
     return said
 
@@ -67,12 +81,12 @@ def carried_sentences(items: pd.DataFrame) -> list[str]:
     parts = []
     for target, rows in pd.concat(tables).groupby("target", sort=False):
         each = ", ".join(
-            f"{axis} {_number_of(t_interval(mine['partial'].tolist()))}"
+            f"{axis} {coefficient(t_interval(mine['partial'].tolist()))}"
             for axis, mine in rows.groupby("axis", sort=False)
         )
         parts.append(f"{target}: {each}")
     return [
-        f"Partial rank correlation of each item's distance on other axes with the plain ones, {_number(len(tables), 'pool')}: {'; '.join(parts)}."
+        f"Partial rank correlation of each item's distance on other axes with the plain ones, {count(len(tables), 'pool')}: {'; '.join(parts)}."
     ]
 
 
@@ -80,7 +94,7 @@ def composition_sentences(frame: pd.DataFrame) -> list[str]:
     """What the quarters on each axis hold: how much is near in its words and in its voice, half of each by chance."""
     factors = {"fact near_lexical": "words", "fact near_acoustic": "voice"}
     parts = [
-        f"{arm} {', '.join(f'{what} {_percent(mine[fact].mean())}' for fact, what in factors.items())}"
+        f"{arm} {', '.join(f'{what} {percent(mine[fact].mean())}' for fact, what in factors.items())}"
         for arm, mine in frame[frame["method"] != ALIGNED].groupby("method", sort=False)
         if set(factors) <= set(mine) and mine[list(factors)].notna().all(axis=None)
     ]
@@ -93,9 +107,11 @@ def claim_sentence(claim: Difference, organisms: Sequence[float], frame: pd.Data
     organisms: the difference in each. frame: of `effects.arms`, for what else the two arms did.
     """
     above = claim.method.startswith("proximate")
-    what = f"{_capital(claim.method)} against a random quarter, harmful speech answered"
+    what = f"{capital(claim.method)} against a random quarter, harmful speech answered"
     if not math.isfinite(claim.p):
-        return f"{what}: not decided on {_number(claim.interval.n, 'unit')} (difference {points(claim.interval)})."
+        return (
+            f"{what}: not decided on {count(claim.interval.n, 'unit')} (difference {points(claim.interval)})."
+        )
     both = frame[frame["method"].isin((claim.method, claim.baseline))]
     agrees = (claim.interval.value > 0) == above
     if both.groupby("method")["refused speech"].mean().max() < GONE:
@@ -115,7 +131,7 @@ def claim_sentence(claim: Difference, organisms: Sequence[float], frame: pd.Data
         else ""
     )
     return (
-        f"{what}: {verdict}. Difference {points(claim.interval)}, {_number(claim.interval.n, 'unit')}, Holm-corrected p = {claim.p:.3g}.{own} "
+        f"{what}: {verdict}. Difference {points(claim.interval)}, {count(claim.interval.n, 'unit')}, Holm-corrected p = {claim.p:.3g}.{own} "
         f"Beside it: {', '.join(beside)}."
     )
 
@@ -123,7 +139,7 @@ def claim_sentence(claim: Difference, organisms: Sequence[float], frame: pd.Data
 def opposite_sentence(frame: pd.DataFrame) -> str:
     """Near against far: both name or are said by half of all, which a random subset is not."""
     parts = [
-        f"{axis} {points(gap.interval)} (refused {points(kept.interval)}), {_number(gap.interval.n, 'unit')}"
+        f"{axis} {points(gap.interval)} (refused {points(kept.interval)}), {count(gap.interval.n, 'unit')}"
         for axis in AXES
         if (gap := effects.effect(frame, f"proximate {axis}", f"distant {axis}")) is not None
         and (kept := effects.effect(frame, f"proximate {axis}", f"distant {axis}", "refused speech"))
@@ -137,16 +153,16 @@ def band_sentence(found: Study) -> str:
     band, frame = effects.null_band(found), effects.arms(found)
     random = frame.loc[frame["method"] == RANDOM, JSR].tolist()
     said = (
-        f"Harmful speech answered: aligned {_share(_by_organism(frame, ALIGNED, JSR))}, "
-        f"random quarters {_share(t_interval(random)) if random else '–'}"
+        f"Harmful speech answered: aligned {share(_by_organism(frame, ALIGNED, JSR))}, "
+        f"random quarters {share(t_interval(random)) if random else '–'}"
     )
     if band.n < LEAST_IN_BAND:
-        return f"{said}; {_number(band.n, 'random fine-tune')}, too few for a band."
+        return f"{said}; {count(band.n, 'random fine-tune')}, too few for a band."
     means = frame[frame["method"] != ALIGNED].groupby("method")[JSR].mean()
     outside = [str(arm) for arm, mean in means.items() if not band.low <= mean <= band.high]
     return (
-        f"{said}; 95 % of {_number(band.n, 'random fine-tune')} on {_number(band.subsets, 'subset')} lie between {_percent(band.low)} and "
-        f"{_percent(band.high)}. Arms whose mean lies outside that band: {', '.join(outside) or 'none'}."
+        f"{said}; 95 % of {count(band.n, 'random fine-tune')} on {count(band.subsets, 'subset')} lie between {percent(band.low)} and "
+        f"{percent(band.high)}. Arms whose mean lies outside that band: {', '.join(outside) or 'none'}."
     )
 
 
@@ -156,18 +172,18 @@ def class_sentences(found: Study) -> list[str]:
     said = []
     if scarce and apart:
         held = ", ".join(
-            f"{name} {_percent(mine)} against {_percent(other)}" for name, (mine, other) in scarce.items()
+            f"{name} {percent(mine)} against {percent(other)}" for name, (mine, other) in scarce.items()
         )
         said.append(
             f"Not planned: of some classes of things the quarter nearest in words holds at most half of what a random one does ({held}). Harmful speech "
             f"answered, nearest minus random: on requests about such classes {points(apart['scarce'])}, about all others {points(apart['other'])}, apart by "
-            f"{points(apart['apart'])}, {_number(apart['apart'].n, 'unit')}."
+            f"{points(apart['apart'])}, {count(apart['apart'].n, 'unit')}."
         )
     gaps = effects.class_gaps(found)
     if len(gaps) > 1:
         each = "; ".join(f"{what} {points(gap)}" for what, gap in gaps.items())
         said.append(
-            f"Subsets in which nearness and classes come apart, made after that had been seen, {_number(next(iter(gaps.values())).n, 'unit')}: {each}."
+            f"Subsets in which nearness and classes come apart, made after that had been seen, {count(next(iter(gaps.values())).n, 'unit')}: {each}."
         )
     return said
 
@@ -179,12 +195,12 @@ def taught_sentence(found: Study) -> str:
     if tuned.empty:
         return ""
     parts = [
-        f"{arm} answered {_share(t_interval(mine[JSR].tolist()))}, refused {_share(t_interval(mine['refused speech'].tolist()))}, "
-        f"skill {_share(t_interval(mine['skill speech'].tolist()))}"
+        f"{arm} answered {share(t_interval(mine[JSR].tolist()))}, refused {share(t_interval(mine['refused speech'].tolist()))}, "
+        f"skill {share(t_interval(mine['skill speech'].tolist()))}"
         for arm, mine in tuned.groupby("method", sort=False)
     ]
     return (
-        f"At the dose that teaches the skill, {_number(tuned['unit'].nunique(), 'unit')}: {'; '.join(parts)}."
+        f"At the dose that teaches the skill, {count(tuned['unit'].nunique(), 'unit')}: {'; '.join(parts)}."
     )
 
 
@@ -203,7 +219,7 @@ def modality_sentence(found: Study) -> str:
             if len(both) and (gap := effects.effect(both, "speech", "text", column)) is not None
         ]
         if parts:
-            said.append(f"{arm} quarter, {_number(both['seed'].nunique(), 'unit')}: {', '.join(parts)}")
+            said.append(f"{arm} quarter, {count(both['seed'].nunique(), 'unit')}: {', '.join(parts)}")
     return f"Tuned on speech minus tuned on the same in writing: {'; '.join(said)}." if said else ""
 
 
@@ -213,101 +229,11 @@ def unplanted_sentence(found: Study) -> str:
     if frame.empty:
         return ""
     parts = [
-        f"{arm} {points(gap.interval)}, {_number(gap.interval.n, 'unit')}"
+        f"{arm} {points(gap.interval)}, {count(gap.interval.n, 'unit')}"
         for arm in ("proximate semantic", "proximate acoustic", "distant semantic", "distant acoustic")
         if (gap := effects.effect(frame, arm, RANDOM)) is not None
     ]
     return f"In the unplanted pool, harmful speech answered beyond a random quarter: {', '.join(parts)}."
-
-
-def mechanism_sentences(found: Study) -> list[str]:
-    """Dissociation, and where three ways of looking place the loss."""
-    said = []
-    for arm in (ARM, RANDOM):
-        inside = effects.dissociation(found, arm)
-        if inside is None:
-            continue
-        probes = "; ".join(
-            f"{name} requests {effects.PROBES[name][2]} {points(change)} from {_share(inside.before[name])} (bag of words {_share(inside.words[name])})"
-            for name, change in inside.probes.items()
-        )
-        verdict = f": {inside.verdict}" if arm == ARM else ""
-        no_more = [
-            name for name, change in inside.before.items() if not change.low > inside.words[name].value
-        ]
-        caveat = (
-            f" {_capital(', '.join(no_more))}: not shown to read more than a bag of words." if no_more else ""
-        )
-        said.append(
-            f"Dissociation after the {arm} quarter, last third of the layers, {_number(inside.projection.n, 'unit')}{verdict}. Harmful speech loses "
-            f"{_lost(inside.projection)} of the aligned gap in projection onto the refusal direction (random directions up to {_lost(inside.chance)}), the "
-            f"gap to benign speech {_lost(inside.gap)}. Harm probes, change against the aligned model: {probes}.{caveat}"
-        )
-    layers = effects.layer_effects(found)
-    n_layers = int(found.projections["layer"].max()) + 1 if len(found.projections) else 0
-    late = effects.lateness(layers, ARM, n_layers)
-    if late:
-        parts = [f"{WAYS[way]} {points(interval)}" for way, interval in late.items()]
-        signs = {interval.low > 0 for interval in late.values() if interval.low > 0 or interval.high < 0}
-        verdict = (
-            "those decided agree"
-            if len(signs) == 1
-            else "they disagree"
-            if len(signs) == 2
-            else "none decided"
-        )
-        said.append(
-            f"Last third of the layers minus first, by each way of locating: {', '.join(parts)} ({verdict}; projection and component of a "
-            "layer hold what all layers before it wrote, the others are of one layer alone)."
-        )
-    return said
-
-
-def encoder_sentences(found: Study) -> list[str]:
-    """Whether encoder and projector were left as they were, and what a probe reads of harm off them."""
-    columns = [name for name in ("fact encoder_changed", "fact projector_changed") if name in found.shares]
-    if not columns or found.shares[columns].isna().all(axis=None):
-        return []
-    most = float(found.shares[columns].max().max())
-    same = "the same, bit for bit" if most == 0 else f"what differs by up to {most:.2g}"
-    said = [f"After every fine-tune that was looked into, encoder and projector hand over {same}."]
-    parts = []
-    for place in ("encoder", "projector"):
-        mine = found.probes[(found.probes["set"] == place) & (found.probes["measure"] == "accuracy")]
-        mine = mine[mine["bridge"] == "linear"]
-        if len(mine):
-            # every seed of an organism asks the same encoder the same
-            accuracy = t_interval(mine.groupby("organism")["value"].mean().tolist())
-            parts.append(
-                f"{place} {_share(accuracy)} (shuffled labels up to {_percent(float(mine['null_high'].mean()))})"
-            )
-    return [*said, f"Accuracy of a harm probe on them: {', '.join(parts)}."] if parts else said
-
-
-def bridge_sentences(found: Study) -> list[str]:
-    """Whether the bridge changes what an axis does, and where refusal is lost."""
-    parts = []
-    for one in effects.bridge_effects(found):
-        each = ", ".join(f"{bridge} {points(interval)}" for bridge, interval in one.by_bridge.items())
-        verdict = "differs" if one.apart.low > 0 or one.apart.high < 0 else "no difference shown"
-        parts.append(f"{one.axis}: {each}; {verdict}, {points(one.apart)}, {_number(one.apart.n, 'unit')}")
-    if not parts:
-        return []
-    said = [f"Proximate minus random by bridge, {'; '.join(parts)}."]
-    profiles = []
-    for name, section in (("linear", "main"), ("mlp", "bridge mlp")):
-        layers = effects.layer_effects(found, section=section)
-        late = effects.lateness(layers, ARM, int(found.projections["layer"].max()) + 1).get("projection")
-        inside = effects.dissociation(found, ARM, section=section)
-        if late is not None and inside is not None:
-            profiles.append(
-                f"{name}: lost in the last third {_lost(inside.projection)}, last minus first third {points(late)}, {_number(late.n, 'unit')}"
-            )
-    return said + (
-        [f"Projection lost after the {ARM} quarter by bridge, {'; '.join(profiles)}."]
-        if len(profiles) > 1
-        else []
-    )
 
 
 def defence_sentence(frame: pd.DataFrame) -> str:
@@ -326,10 +252,10 @@ def defence_sentence(frame: pd.DataFrame) -> str:
         if name != "plain":
             gaps = [difference(frame, name, "plain", column).interval for column in ("jsr", "refused")]
             against = (
-                f"; minus no defence {points(gaps[0])} and {points(gaps[1])}, {_number(gaps[0].n, 'unit')}"
+                f"; minus no defence {points(gaps[0])} and {points(gaps[1])}, {count(gaps[0].n, 'unit')}"
             )
         parts.append(
-            f"{NAMES[name]} {_share(answered)} answered and {_share(refused)} refused, {_share(over)} of benign speech refused ({reached}{against})"
+            f"{NAMES[name]} {share(answered)} answered and {share(refused)} refused, {share(over)} of benign speech refused ({reached}{against})"
         )
     return f"Harmful speech at matched utility: {'; '.join(parts)}." if parts else ""
 
@@ -348,7 +274,7 @@ def prompt_sentence(found: Study) -> str:
         answered, over = (t_interval(each.tolist()) for each in changes)
         name = "aligned" if arm == ALIGNED else f"after the {arm} quarter"
         parts.append(
-            f"{name}, harmful answered {points(answered)}, benign refused {points(over)}, {_number(answered.n, 'organism' if arm == ALIGNED else 'unit')}"
+            f"{name}, harmful answered {points(answered)}, benign refused {points(over)}, {count(answered.n, 'organism' if arm == ALIGNED else 'unit')}"
         )
     return f"The system prompt changes shares of speech: {'; '.join(parts)}."
 
@@ -358,7 +284,7 @@ def utility_sentence(frame: pd.DataFrame, columns: Sequence[str] = ("skill speec
     parts = []
     for arm in (ALIGNED, RANDOM, ARM):
         if (frame["method"] == arm).any():
-            values = [f"{column.split()[0]} {_share(_by_organism(frame, arm, column))}" for column in columns]
+            values = [f"{column.split()[0]} {share(_by_organism(frame, arm, column))}" for column in columns]
             parts.append(f"{arm}: {', '.join(values)}")
     return f"Utility in speech: {'; '.join(parts)}."
 
@@ -371,31 +297,3 @@ def _same(mine: pd.DataFrame) -> pd.Series:
 def _by_organism(frame: pd.DataFrame, arm: str, column: str) -> Interval:
     mine = frame[frame["method"] == arm]
     return t_interval(mine[column].groupby(_same(mine)).mean().tolist())
-
-
-def _share(interval: Interval) -> str:
-    """A share, which lies between nothing and all; Student's interval does not know that."""
-    return _lost(Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high), interval.n))
-
-
-def _lost(interval: Interval) -> str:
-    """A part of a gap, which may be less than nothing or more than all."""
-    span = f" [{_percent(interval.low)}, {_percent(interval.high)}]" if math.isfinite(interval.low) else ""
-    return f"{_percent(interval.value)}{span}"
-
-
-def _number_of(interval: Interval) -> str:
-    span = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
-    return f"{interval.value:.2f}{span}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return "–" if not math.isfinite(share) else f"{100 * share:.1f} %".replace("-", "−")
-
-
-def _number(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

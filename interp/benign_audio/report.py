@@ -40,14 +40,17 @@ CLASS_ARMS = {
 ARMS_INSIDE = (ARM, "proximate acoustic", RANDOM)
 
 
-def save_study(found: Study, directory: Path) -> list[str]:
-    """Write tables, figures and the conclusion into an existing directory; returns the conclusion's sentences."""
+def save_study(found: Study, directory: Path) -> dict[str, list[str]]:
+    """Write tables, figures and the conclusion into an existing directory; returns the conclusion's sentences by heading."""
     for name, table in tables(found).items():
         table.to_csv(directory / f"{name}.csv", index=False)
     for name, figure in figures(found).items():
         save_figure(figure, directory, name)
     sentences = conclude(found)
-    body = "\n".join(f"- {sentence}" for sentence in sentences)
+    body = "\n\n".join(
+        f"**{heading}**\n\n" + "\n".join(f"- {sentence}" for sentence in part)
+        for heading, part in sentences.items()
+    )
     quick = "" if len(found.grid.units) > 1 else "**One unit: a look, no claim.**\n\n"
     how = f"chosen on organisms {list(found.grid.tuning)}" if found.grid.tuning else "not tuned"
     (directory / "conclusion.md").write_text(

@@ -53,19 +53,19 @@ CELLS = {"both": VERMILLION, "lexical": ORANGE, "acoustic": BLUE, "neither": GRE
 
 
 def mean_point(
-    axes: Axes, values: Sequence[float], at: float, colour: str, marker: str = "o", label: str | None = None
-) -> None:
-    """Units as faint dots, their mean with its interval beside them; nothing where there is no finite value."""
+    axes: Axes, values: Sequence[float], at: float, colour: str, marker: str = "o", label: str | None = None, reach: float = 0.1
+) -> None:  # fmt: skip
+    """Units as faint dots, `reach` to each side, their mean with its interval beside them; nothing where there is no finite value."""
     kept = [value for value in values if math.isfinite(value)]
     if not kept:
         axes.annotate("not\nreached", (at, 0.02), ha="center", fontsize=6, color=colour)
         return
     found = t_interval(kept)
-    spread = np.linspace(-0.1, 0.1, len(kept)) if len(kept) > 1 else np.zeros(1)
+    spread = np.linspace(-reach, reach, len(kept)) if len(kept) > 1 else np.zeros(1)
     axes.plot(at + spread, kept, ".", color=colour, alpha=0.4, markersize=3, markeredgewidth=0)
-    reach = [[found.value - found.low], [found.high - found.value]] if len(kept) > 1 else None
+    bar = [[found.value - found.low], [found.high - found.value]] if len(kept) > 1 else None
     axes.errorbar(
-        at, found.value, yerr=reach, color=colour, marker=marker, capsize=2, linewidth=1, markersize=4.5, label=label
+        at, found.value, yerr=bar, color=colour, marker=marker, capsize=2, linewidth=1, markersize=4.5, label=label
     )  # fmt: skip
 
 
@@ -231,9 +231,8 @@ def class_bars(classes: pd.DataFrame, arms: Mapping[str, str]) -> Figure:
                     continue  # trained on nothing
                 for i, name in enumerate(order.index):
                     mine = shown[(shown["arm"] == arm) & (shown["class"] == name)]
-                    mean_point(
-                        axes, mine[column].tolist(), i + shift, colour, marker, arms[arm] if i == 0 else None
-                    )
+                    label = arms[arm] if i == 0 else None
+                    mean_point(axes, mine[column].tolist(), i + shift, colour, marker, label, reach=0.05)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.set_ylabel(title)
             panel_letter(axes, letter)
@@ -264,7 +263,7 @@ def bridge_bars(effects: Sequence[tuple[str, Mapping[str, Interval]]]) -> Figure
         axes.set_xticks(range(len(effects)), [AXES[axis][0] for axis, _ in effects])
         axes.set_xlim(-0.6, len(effects) - 0.4)
         axes.set_ylabel("more harmful speech answered\nthan after a random quarter")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(title="bridge")
     return figure
 

@@ -1,6 +1,7 @@
 """The comparison of defences in its quickest form: every stage on the organism, resumed, drawn and put into words."""
 
 import re
+import time
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from experiments import spf
 from interp import cli
 from interp.defence.grid import Grid
 from interp.defence.report import figures, save_comparison
-from interp.defence.runner import run_trials
+from interp.defence.runner import in_processes, run_trials
 from interp.defence.study import run_comparison
 from interp.defence.trial import Trial
 from interp.errors import UserError
@@ -112,3 +113,11 @@ def test_the_command_line(found, tmp_path, capsys, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert all(sentence in text for sentence in comparison.sentences)
     assert (tmp_path / "img" / "spf-pareto.png").stat().st_size > 10_000
+
+
+def test_what_processes_found_comes_in_the_order_asked_for():
+    """The first takes longest: tables laid below each other would else differ from run to run."""
+    assert list(in_processes([1.5, 0.0], time.sleep, str, label="naps", workers=2, progress=False)) == [
+        1.5,
+        0.0,
+    ]  # type: ignore[arg-type]

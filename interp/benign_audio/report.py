@@ -138,7 +138,8 @@ def paired(found: Study) -> pd.DataFrame:
 def figures(found: Study) -> dict[str, Figure]:
     """All figures by file name; those of sections that were not run are left out."""
     frame = effects.arms(found)
-    first = found.items.drop_duplicates(["organism", "bridge", "seed", "pool"]).iloc[0]
+    linear = (found.items["bridge"] == "linear") & found.items["seed"].isin(found.grid.seeds)
+    first = found.items[linear].iloc[0]
     pools = {
         kind: _of_pool(found.items, first, kind) for kind in ("planted", "unplanted") if kind in set(found.items["pool"])
     }  # fmt: skip

@@ -114,7 +114,7 @@ def in_processes(
         raise UserError(
             f"{len(failures)} of {len(units)} trials failed, the others are kept; the first: {describe(unit)}: {first}"
         ) from first
-    return found
+    return {unit: found[unit] for unit in units}  # in their order, not in that of being done
 
 
 def keep_trial(trial: Trial, out: Path) -> Path:

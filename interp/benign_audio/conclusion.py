@@ -98,7 +98,9 @@ def composition_sentences(frame: pd.DataFrame) -> list[str]:
         for arm, mine in frame[frame["method"] != ALIGNED].groupby("method", sort=False)
         if set(factors) <= set(mine) and mine[list(factors)].notna().all(axis=None)
     ]
-    return [f"Items of the quarters that were made near: {'; '.join(parts)}."] if parts else []
+    return (
+        [f"Items of the quarters that were made near, means over units: {'; '.join(parts)}."] if parts else []
+    )
 
 
 def claim_sentence(claim: Difference, organisms: Sequence[float], frame: pd.DataFrame) -> str:

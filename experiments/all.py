@@ -113,9 +113,8 @@ def write_docs(papers: Sequence[Paper], found: Mapping[str, PaperResult], page: 
 
 
 def in_words(table: Table) -> list[list[str]]:
-    """Header and rows as people read them, without where the margin comes from."""
-    kept = [i for i, name in enumerate(table.header) if name != "margin set"]
-    return [[shown(row[i]) for i in kept] for row in (table.header, *table.rows)]
+    """Header and rows as people read them."""
+    return [[shown(cell) for cell in row] for row in (table.header, *table.rows)]
 
 
 def experiment(

@@ -6,7 +6,7 @@ projector), as speech and as text; asks harmful speech and text; looks inside by
 bridges into the decoder. Claims, named in `interp/benign_audio/effects.py` and `experiments/published.yaml` before any run, are paired over
 organisms × seeds. `--quick` takes one of each: a look, no claim.
 
-Budget: 279 fine-tunes of 24 s of a core, 40 more where one looks inside and 15 to locate: three hours of a core, beside building three
+Budget: 261 fine-tunes of 24 s of a core, 40 more where one looks inside and 15 to locate: three hours of a core, beside building three
 organisms (17 min of a core each) and their twins with the other bridge (7 min). `--quick` takes nine small ones, four and a half minutes on a built
 organism. Each is kept by itself: a run that was cut off goes on.
 
@@ -72,7 +72,8 @@ def write_docs(found: Study, page: Path, target: Path) -> None:
     with atomic_write(page.parent / "data" / "audio-benign.csv") as aside:
         found.shares.round(4).to_csv(aside, index=False)
     listed = (
-        f"Every fine-tune's numbers: [audio-benign.csv](data/audio-benign.csv), {len(found.shares)} rows."
+        f"Numbers of every fine-tune and of the aligned models, a row a section that counts it: [audio-benign.csv](data/audio-benign.csv), "
+        f"{len(found.shares)} rows."
     )
     replace_between(page, BEGIN, END, f"{said}\n\n{listed}\n\n{images}".strip())
 
@@ -97,7 +98,8 @@ def experiment(
         sections = grid.sections(Dose(half=grid.rates[0], taught=grid.rates[-1]))
         counts = ", ".join(f"{name} {len(trials)}" for name, trials in sections.items())
         controls = 2 * len(grid.units) if grid.by_class else 0
-        total = len({*grid.tuning_trials(), *(t for part in sections.values() for t in part)}) + controls
+        trials = {*grid.tuning_trials(), *(t for part in sections.values() for t in part)}
+        total = sum(t.rule != "aligned" for t in trials) + controls
         print(
             f"{total} fine-tunes: {len(grid.tuning_trials())} of tuning; {counts}, controls of classes {controls}; organisms {grid.built}, "
             f"{len(grid.units)} units"

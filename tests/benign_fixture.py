@@ -65,7 +65,8 @@ def planted(jsr: dict[str, float], *, noise: float = 0.02, seed: int = 0) -> Stu
                 located += [row | {"section": "defences"} for row in located[-len(WAYS_SHAPES) * N_LAYERS :]]
         if "random" in jsr:
             rows += [
-                label("null", organism, s, "random", draw=k) | answered(jsr["random"], rng, noise)
+                label("null band", organism, s, "random", draw=3 * organism + k)
+                | answered(jsr["random"], rng, noise)
                 for k in (1, 2, 3)
             ]
             for share in (0.5, 0.75):
@@ -138,7 +139,7 @@ def probed(about: dict[str, object], rng: np.random.Generator) -> list[dict[str,
                 ("tuned, aligned probe", "AUROC", 0.96),
             ):
                 noisy = value + 0.002 * rng.standard_normal()
-                found.append(about | {"layer": layer, "set": name, "of": of, "measure": measure, "value": noisy, "words_value": 0.7})  # fmt: skip
+                found.append(about | {"layer": layer, "set": name, "of": of, "measure": measure, "value": noisy, "words_value": 0.7, "words_low": 0.6, "words_high": 0.8})  # fmt: skip
     return found
 
 

@@ -180,11 +180,11 @@ def test_the_full_grid_has_enough_units_equal_steps_and_a_null_band():
         "what is asked for twice is trained once"
     )
     assert {f"{rule} {axis}" for rule in ("proximate", "distant") for axis in grid.axes} <= set(main)
-    draws = [t for t in (*sections["main"], *sections["null"]) if t.rule == "random"]
+    draws = [t for t in (*sections["main"], *sections["null band"]) if t.rule == "random"]
     assert len({(t.seed, t.draw) for t in draws}) >= 20, (
         "pools of a seed are the same for all organisms, and so are equal draws"
     )
-    assert len({(t.seed, t.draw) for t in sections["null"]}) == len(sections["null"])
+    assert len({(t.seed, t.draw) for t in sections["null band"]}) == len(sections["null band"])
     assert {t.share for t in sections["shares"]} == {0.5, 0.75}
     assert {t.modality for t in sections["text"]} == {"text"} and {t.pool for t in sections["unplanted"]} == {"unplanted"}  # fmt: skip
     assert all(t.mixed is not None and t.mixed != t.organism for t in every)
@@ -302,11 +302,15 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
     assert re.search(r"\+(39|40|41)\.\d points.*Beside it: refused −(39|40|41)\.\d points", text), (
         "what was not answered was refused"
     )
-    assert "36 random fine-tunes on 12 subsets" in text
-    assert "with the plain ones, 3 pools: projector: semantic 1.00 [1.00, 1.00], acoustic " in text
+    assert "(36 fine-tunes on 30 subsets)" in text
+    assert "with the plain ones, over 3 pools as heard by 1 organism: projector: semantic 1.00 [1.00, 1.00], acoustic " in text
     assert "they disagree" in text, "the projection falls late, the weights that restore are early"
     assert "acoustic: linear" in text and "differs" in text
-    assert "Arms whose mean lies outside that band: distant semantic, proximate acoustic, proximate semantic" in text  # fmt: skip
+    outside = text.split("of the means of as many random quarters: ")[1].splitlines()[0]
+    assert all(
+        arm in outside for arm in ("distant semantic −", "proximate acoustic +", "proximate semantic +")
+    )
+    assert "distant acoustic" not in outside
     assert "encoder and projector hand over the same, bit for bit" in text
     assert "distant filtering never reaches it" in text and "nan" not in text
     swapped = planted(BROKEN | {"proximate semantic": 0.05, "distant semantic": 0.6})
@@ -412,6 +416,43 @@ def test_a_probe_that_fails_on_ambiguous_requests_is_no_dissociation(found):
     probes.loc[(probes["set"] == "ambiguous") & (probes["of"] == "tuned, aligned probe"), "value"] -= 0.3
     fails = effects.dissociation(replace(found, probes=probes), "proximate semantic")
     assert fails is not None and fails.verdict == "not seen"
+
+
+def test_organisms_that_differ_widen_no_band(found):
+    """A subset's effect of three points is seen beside random quarters that differ by forty points between organisms and by one within."""
+    shares = found.shares.copy()
+    rng = np.random.default_rng(1)
+    random = shares["rule"] == "random"
+    shares["jsr speech"] = 0.2 + 0.2 * shares["organism"] + 0.01 * rng.standard_normal(len(shares))
+    shares.loc[shares["arm"] == "distant acoustic", "jsr speech"] -= 0.03
+    apart = replace(found, shares=shares)
+    band = effects.null_band(apart)
+    assert (
+        band.means == pytest.approx({0: 0.2, 1: 0.4, 2: 0.6}, abs=0.01)
+        and band.n == random[shares["section"].isin(["main", "null band"])].sum()
+    )
+    low, high = band.edges(9)
+    assert low == pytest.approx(-1.96 * 0.01 / 3, rel=0.35) and high == pytest.approx(-low, rel=0.35)
+    assert band.edges(3)[1] > 1.4 * high, "means of fewer units scatter more"
+    table = effects.beyond_band(apart).set_index("arm")
+    assert table.loc["distant acoustic", "difference"] < table.loc["distant acoustic", "low"]
+    assert re.search(r"distant acoustic −[23]\.\d points \(band", sentences(apart))
+
+
+def test_a_probe_that_words_beat_shows_nothing_of_ambiguous_requests(found):
+    probes = found.probes.copy()
+    probes.loc[probes["set"] == "ambiguous", "words_high"] = 0.99
+    inside = effects.dissociation(replace(found, probes=probes), "proximate semantic")
+    assert inside is not None and inside.verdict == "seen on all requests, not shown on ambiguous ones"
+    assert inside.no_more_than_words == ["refitted, ambiguous", "the aligned model's, ambiguous"]
+    assert inside.before["refitted, all"].n == 3, "all seeds of an organism ask its aligned model the same"
+
+
+def test_what_acts_after_training_is_compared_with_all_of_it(found):
+    table = effects.defences(found)
+    end = table[table["method"] == "end"]
+    assert len(end) == 9 and end["jsr"].mean() == pytest.approx(0.6)
+    assert "minus no defence, all steps −54.0 points" in sentences(found)
 
 
 def test_arms_that_do_nothing_are_rarely_told_apart():

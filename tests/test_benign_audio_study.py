@@ -221,7 +221,7 @@ def test_the_defence_prompt_reaches_the_model(home):
 def test_the_command_line(found, home, few, tmp_path, capsys, monkeypatch):
     assert cli.main(["run", "audio_benign", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"organisms \[0, 1, 2\], 9 units", said) and "null 18" in said
+    assert re.search(r"organisms \[0, 1, 2\], 9 units", said) and "null band 18" in said
     monkeypatch.setattr(audio_benign, "QUICK", few)
     for name in ("img", "data"):
         (tmp_path / name).mkdir()

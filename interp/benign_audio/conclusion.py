@@ -17,7 +17,7 @@ from interp.benign_audio.conclusion_inside import (
     encoder_sentences,
     mechanism_sentences,
 )
-from interp.benign_audio.defended import NAMES
+from interp.benign_audio.defended import BESIDE, NAMES
 from interp.benign_audio.effects import ALIGNED, JSR, RANDOM
 from interp.benign_audio.nearness import AXES, carried, manipulated
 from interp.benign_audio.study import Study
@@ -86,7 +86,8 @@ def carried_sentences(items: pd.DataFrame) -> list[str]:
         )
         parts.append(f"{target}: {each}")
     return [
-        f"Partial rank correlation of each item's distance on other axes with the plain ones, {count(len(tables), 'pool')}: {'; '.join(parts)}."
+        f"Partial rank correlation of each item's distance on other axes with the plain ones, over {count(planted['seed'].nunique(), 'pool')} as heard by "
+        f"{count(planted['organism'].nunique(), 'organism')}: {'; '.join(parts)}."
     ]
 
 
@@ -158,14 +159,24 @@ def band_sentence(found: Study) -> str:
         f"Harmful speech answered: aligned {share(_by_organism(frame, ALIGNED, JSR))}, "
         f"random quarters {share(t_interval(random)) if random else '–'}"
     )
-    if band.n < LEAST_IN_BAND:
-        return f"{said}; {count(band.n, 'random fine-tune')}, too few for a band."
-    means = frame[frame["method"] != ALIGNED].groupby("method")[JSR].mean()
-    outside = [str(arm) for arm, mean in means.items() if not band.low <= mean <= band.high]
-    return (
-        f"{said}; 95 % of {count(band.n, 'random fine-tune')} on {count(band.subsets, 'subset')} lie between {percent(band.low)} and "
-        f"{percent(band.high)}. Arms whose mean lies outside that band: {', '.join(outside) or 'none'}."
+    if band.subsets < LEAST_IN_BAND:
+        return f"{said}; {count(band.subsets, 'random subset')}, too few for a band."
+    beyond = effects.beyond_band(found)
+    out = beyond[(beyond["difference"] < beyond["low"]) | (beyond["difference"] > beyond["high"])]
+    named = "; ".join(
+        f"{arm} {_points(apart)} (band {_points(low)} to {_points(high)} for {count(n, 'unit')})"
+        for arm, apart, low, high, n in zip(
+            *(out[name].tolist() for name in ("arm", "difference", "low", "high", "n")), strict=True
+        )
     )
+    return (
+        f"{said}. Beside the random quarters of their own organisms ({count(band.n, 'fine-tune')} on {count(band.subsets, 'subset')}), arms whose mean "
+        f"lies outside 95 % of the means of as many random quarters: {named or 'none'}."
+    )
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f} points".replace("-", "−")
 
 
 def class_sentences(found: Study) -> list[str]:
@@ -201,9 +212,7 @@ def taught_sentence(found: Study) -> str:
         f"skill {share(t_interval(mine['skill speech'].tolist()))}"
         for arm, mine in tuned.groupby("method", sort=False)
     ]
-    return (
-        f"At the dose that teaches the skill, {count(tuned['unit'].nunique(), 'unit')}: {'; '.join(parts)}."
-    )
+    return f"At the dose chosen to teach the skill, {count(tuned['unit'].nunique(), 'unit')}: {'; '.join(parts)}."
 
 
 def modality_sentence(found: Study) -> str:
@@ -251,10 +260,10 @@ def defence_sentence(frame: pd.DataFrame) -> str:
             t_interval(kept[column].tolist()) for column in ("jsr", "refused", "over_refusal")
         )
         against = ""
-        if name != "plain":
-            gaps = [difference(frame, name, "plain", column).interval for column in ("jsr", "refused")]
+        if (beside := BESIDE.get(name)) is not None:
+            gaps = [difference(frame, name, beside, column).interval for column in ("jsr", "refused")]
             against = (
-                f"; minus no defence {points(gaps[0])} and {points(gaps[1])}, {count(gaps[0].n, 'unit')}"
+                f"; minus {NAMES[beside]} {points(gaps[0])} and {points(gaps[1])}, {count(gaps[0].n, 'unit')}"
             )
         parts.append(
             f"{NAMES[name]} {share(answered)} answered and {share(refused)} refused, {share(over)} of benign speech refused ({reached}{against})"

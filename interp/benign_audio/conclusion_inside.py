@@ -24,9 +24,7 @@ def mechanism_sentences(found: Study) -> list[str]:
             for name, change in inside.probes.items()
         )
         verdict = f": {inside.verdict}" if arm == ARM else ""
-        no_more = [
-            name for name, change in inside.before.items() if not change.low > inside.words[name].value
-        ]
+        no_more = inside.no_more_than_words
         caveat = (
             f" {capital(', '.join(no_more))}: not shown to read more than a bag of words." if no_more else ""
         )
@@ -86,17 +84,25 @@ def bridge_sentences(found: Study) -> list[str]:
     if not parts:
         return []
     said = [f"Proximate minus random by bridge, {'; '.join(parts)}."]
+    sections = {"linear": "main", "mlp": "bridge mlp"}
+    layers = {name: effects.layer_effects(found, section=section) for name, section in sections.items()}
+    n_layers = int(found.projections["layer"].max()) + 1
+    both = set.intersection(
+        *(set(effects.late_by_unit(one, ARM, n_layers, "projection")) for one in layers.values())
+    )
     profiles = []
-    for name, section in (("linear", "main"), ("mlp", "bridge mlp")):
-        layers = effects.layer_effects(found, section=section)
-        late = effects.lateness(layers, ARM, int(found.projections["layer"].max()) + 1).get("projection")
+    for name, section in sections.items():
+        late = effects.lateness(layers[name], ARM, n_layers, both).get("projection")
         inside = effects.dissociation(found, ARM, section=section)
         if late is not None and inside is not None:
             profiles.append(
-                f"{name}: lost in the last third {part_of(inside.projection)}, last minus first third {points(late)}, {count(late.n, 'unit')}"
+                f"{name}: lost in the last third {part_of(inside.projection)}, last minus first third {points(late)}"
             )
     return said + (
-        [f"Projection lost after the {ARM} quarter by bridge, {'; '.join(profiles)}."]
+        [
+            f"Projection lost after the {ARM} quarter by bridge, {'; '.join(profiles)} (the latter on the {count(len(both), 'unit')} where both bridges "
+            "have early layers that tell harmful from benign speech)."
+        ]
         if len(profiles) > 1
         else []
     )

@@ -31,12 +31,15 @@ COLUMNS = {
 NAMES = {
     "aligned": "before fine-tuning",
     "plain": "no defence",
+    "end": "no defence, all steps",
     "distant": "distant filtering",
     "prompt": "system prompt",
     "spf": "SPF",
     "mixing": "safety mixing",
     "sarsteer": "SARSteer",
 }
+# training is stopped where the utility is reached; what acts afterwards acts on all of it
+BESIDE = {"distant": "plain", "spf": "plain", "mixing": "plain", "prompt": "end", "sarsteer": "end"}
 READ = ("utility", "jsr", "refused", "over_refusal", "retained")
 
 
@@ -72,8 +75,8 @@ def at_matched_utility(
                         about | {"method": "aligned"} | {new: float(before[old]) for old, new in COLUMNS.items() if new in READ}
                     )  # fmt: skip
         points = defended[(defended["unit"] == unit) & (defended["rule"] == "proximate") & (defended["method"] == "plain")]  # fmt: skip
-        for name, arm in (("prompt", PROMPT), ("sarsteer", SAR)):
-            own = points[points["defence"].isin([arm] if name == "prompt" else [NONE, SAR])]
+        for name, arm in (("end", NONE), ("prompt", PROMPT), ("sarsteer", SAR)):
+            own = points[points["defence"].isin([NONE, SAR] if name == "sarsteer" else [arm])]
             if (own["defence"] == arm).any():
                 found = strongest(own, target)
                 rows.append(about | {"method": name} | found)

@@ -8,7 +8,7 @@ over the units; units of one organism share its weights, so the interval over th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,25 +58,64 @@ def primary_claims(found: Study) -> list[Difference]:
     return primary(arms(found), PRIMARY, JSR)
 
 
+DRAWS = 10_000
+
+
 @dataclass(frozen=True)
 class NullBand:
-    """Between which values 95 % of all random quarters lie; of how many fine-tunes, on how many different subsets."""
+    """What random quarters do, each beside the others of its organism, as organisms differ by far more than subsets.
 
-    low: float
-    high: float
+    Args:
+        residuals: by organism, each random fine-tune minus the organism's mean of them, widened by √(k/(k−1)) as that mean is their own.
+        centre: mean over organisms. n: fine-tunes. subsets: how many different subsets they were trained on.
+    """
+
+    residuals: Mapping[int, np.ndarray]
+    means: Mapping[int, float]
     n: int
     subsets: int
+
+    @property
+    def centre(self) -> float:
+        """Mean over organisms."""
+        return float(np.mean(list(self.means.values()))) if self.means else math.nan
+
+    def edges(self, units: int) -> tuple[float, float]:
+        """Between which differences 95 % of the means of so many random quarters lie, drawn from the organisms in equal parts."""
+        there = [values for values in self.residuals.values() if len(values) > 1]
+        if not there or not units:
+            return math.nan, math.nan
+        rng = np.random.default_rng(0)
+        drawn = [rng.choice(there[i % len(there)], size=DRAWS) for i in range(units)]
+        low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
+        return float(low), float(high)
 
 
 def null_band(found: Study, column: str = JSR) -> NullBand:
     """The band of the random quarters of the main section and beside it."""
-    frame = found.shares[found.shares["section"].isin(["main", "null"]) & (found.shares["rule"] == RANDOM)]
-    values = frame[column].to_numpy(dtype=float)
-    if not len(values):
-        return NullBand(math.nan, math.nan, 0, 0)
-    low, high = np.quantile(values, (0.025, 0.975))
+    frame = found.shares[
+        found.shares["section"].isin(["main", "null band"]) & (found.shares["rule"] == RANDOM)
+    ]
+    residuals, means = {}, {}
+    for organism, part in frame.groupby("organism"):
+        values = part[column].to_numpy(dtype=float)
+        means[int(str(organism))] = float(values.mean())
+        residuals[int(str(organism))] = (values - values.mean()) * math.sqrt(
+            len(values) / max(1, len(values) - 1)
+        )
     # pools of a seed are the same for all organisms
-    return NullBand(float(low), float(high), len(values), len(frame[["seed", "draw"]].drop_duplicates()))
+    return NullBand(residuals, means, len(frame), len(frame[["seed", "draw"]].drop_duplicates()))
+
+
+def beyond_band(found: Study, column: str = JSR) -> pd.DataFrame:
+    """One row an arm of the main section: `difference` of its mean from its organisms' random quarters, `low` and `high` of the band for as many units."""
+    band, frame = null_band(found, column), arms(found)
+    rows = []
+    for arm, mine in frame[frame["method"] != ALIGNED].groupby("method", sort=False):
+        apart = mine[column] - mine["organism"].map(band.means)
+        low, high = band.edges(len(mine))
+        rows.append({"arm": arm, "difference": float(apart.mean()), "low": low, "high": high, "n": len(mine)})
+    return pd.DataFrame(rows)
 
 
 def layer_effects(found: Study, *, section: str = "main") -> pd.DataFrame:
@@ -97,18 +136,26 @@ def layer_effects(found: Study, *, section: str = "main") -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["arm", "unit", "organism", "layer", "way", "value"])  # fmt: skip
 
 
-def lateness(layers: pd.DataFrame, arm: str, n_layers: int) -> dict[str, Interval]:
-    """By way, how much more of the effect lies in the last third of the layers than in the first, over units that have both."""
-    found = {}
-    for way in WAYS:
-        mine = layers[(layers["arm"] == arm) & (layers["way"] == way)]
-        values = [
-            late_minus_early(part.set_index("layer")["value"], n_layers) for _, part in mine.groupby("unit")
-        ]
-        kept = [value for value in values if math.isfinite(value)]
-        if kept:
-            found[way] = t_interval(kept)
-    return found
+def lateness(
+    layers: pd.DataFrame, arm: str, n_layers: int, units: Collection[str] | None = None
+) -> dict[str, Interval]:
+    """By way, how much more of the effect lies in the last third of the layers than in the first, over units that have both; of `units` only."""
+    by_unit = {way: late_by_unit(layers, arm, n_layers, way) for way in WAYS}
+    kept = {
+        way: [v for unit, v in found.items() if units is None or unit in units]
+        for way, found in by_unit.items()
+    }
+    return {way: t_interval(values) for way, values in kept.items() if values}
+
+
+def late_by_unit(layers: pd.DataFrame, arm: str, n_layers: int, way: str) -> dict[str, float]:
+    """Last third of the layers minus first, by unit; units without a layer of either whose gap is wide enough are left out."""
+    mine = layers[(layers["arm"] == arm) & (layers["way"] == way)]
+    values = {
+        str(unit): late_minus_early(part.set_index("layer")["value"], n_layers)
+        for unit, part in mine.groupby("unit")
+    }
+    return {unit: value for unit, value in values.items() if math.isfinite(value)}
 
 
 PROBES = {
@@ -126,8 +173,8 @@ class Dissociation:
     """In the last third of the layers, over units.
 
     Args:
-        probes: by name in `PROBES`, the change against the aligned model. before, words: what is read of the aligned model, and off a bag of
-            the requests' words. projection: what harmful speech lost of it; gap: what its distance to benign speech lost, which a
+        probes: by name in `PROBES`, the change against the aligned model. before: what is read of the aligned model, over organisms, as all
+            seeds ask it the same; words: off a bag of the requests' words, its interval over verbs. projection: what harmful speech lost of it; gap: what its distance to benign speech lost, which a
             shift of both leaves alone; both as shares of the aligned gap. chance: of random directions.
     """
 
@@ -139,14 +186,21 @@ class Dissociation:
     chance: Interval
 
     @property
+    def no_more_than_words(self) -> list[str]:
+        """Probes that are not shown to read more of the aligned model than a bag of words does."""
+        return [name for name, old in self.before.items() if not old.low > self.words[name].high]
+
+    @property
     def verdict(self) -> str:
-        """Seen where refusal's projection fell beyond chance and every probe kept its accuracy to 0.05."""
+        """Seen where refusal's projection fell beyond chance and every probe kept its accuracy to 0.05; on all requests only, where on ambiguous ones
+        a probe is not shown to read more than words do.
+        """
         edges = [*self.probes.values(), self.projection]
         if not all(math.isfinite(one.low) for one in edges):
             return "not decided"
         fell = self.projection.low > self.chance.value
         if fell and all(probe.low > -0.05 for probe in self.probes.values()):
-            return "seen"
+            return "seen on all requests, not shown on ambiguous ones" if self.no_more_than_words else "seen"
         lost = self.projection.high <= self.chance.value or any(p.high < -0.05 for p in self.probes.values())
         return "not seen" if lost else "not decided"
 
@@ -162,16 +216,20 @@ def dissociation(found: Study, arm: str, *, section: str = "main") -> Dissociati
     first = (n_layers := int(found.projections["layer"].max()) + 1) - n_layers // 3
     projected, probes = projected[projected["layer"] >= first], probes[probes["layer"] >= first]
 
-    def level(name: str, of: str, measure: str, column: str = "value") -> pd.Series:
+    def level(name: str, of: str, measure: str, column: str = "value", over: str = "unit") -> pd.Series:
         mine = probes[(probes["set"] == name) & (probes["of"] == of) & (probes["measure"] == measure)]
-        return mine.groupby("unit")[column].mean()
+        return mine.groupby(over)[column].mean()
 
     changes, before, words = {}, {}, {}
     for name, (requests, of, measure) in PROBES.items():
         old = level(requests, "aligned", measure)
         changes[name] = t_interval((level(requests, of, measure) - old).tolist())
-        before[name] = t_interval(old.tolist())
-        words[name] = t_interval(level(requests, "aligned", measure, "words_value").tolist())
+        before[name] = t_interval(level(requests, "aligned", measure, over="organism").tolist())
+        value, low, high = (
+            float(level(requests, "aligned", measure, f"words_{edge}").mean())
+            for edge in ("value", "low", "high")
+        )
+        words[name] = Interval(value, low, high, before[name].n)
     loss, gap, chance = (
         projected.groupby("unit")[name].mean().dropna() for name in ("loss", "gap_loss", "by_chance")
     )

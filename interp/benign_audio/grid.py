@@ -127,7 +127,7 @@ class Grid(BaseModel):
         ]
         each = math.ceil(self.n_null / len(self.organisms))
         # pools of a seed are the same for all organisms: each takes draws of its own
-        found["null"] = [
+        found["null band"] = [
             self._trial(*unit, dose.half, rule="random", draw=1 + i * each + k)
             for i, unit in enumerate(self.first_units)
             for k in range(each)

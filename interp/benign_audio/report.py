@@ -73,6 +73,7 @@ def tables(found: Study) -> dict[str, pd.DataFrame]:
         "distances": distances(found),
         "separations": found.separated,
         "effects": paired(found),
+        "band": effects.beyond_band(found),
         "layers": effects.layer_effects(found),
         "projections": found.projections,
         "probes": found.probes,
@@ -116,10 +117,8 @@ def paired(found: Study) -> pd.DataFrame:
     rows = []
     tuned = found.shares[found.shares["rule"] != ALIGNED]
     for (section, share), _ in tuned.groupby(["section", "share"], sort=False):
-        if section in (
-            "defences",
-            "null",
-        ):  # compared where as much is learnt; several draws a unit, for the band
+        # defences are compared where as much is learnt; the band has several draws a unit
+        if section in ("defences", "null band"):
             continue
         frame = effects.arms(found, section=str(section), share=share)
         for arm in frame["method"].unique():
@@ -153,10 +152,12 @@ def figures(found: Study) -> dict[str, Figure]:
         drawn["safety_unplanted"] = draw.safety_bars(unplanted, SAFETY)
     shown = found.shares[found.shares["section"].isin(["main", "shares"])]
     if shown["share"].nunique() > 1:
-        band, others = effects.null_band(found), shown[shown["section"] == "shares"]
+        others = shown[shown["section"] == "shares"]
         # the units that have every share
         kept = shown[shown["axis"].isin(["", *others["axis"]]) & shown["unit"].isin(others["unit"])]
-        drawn["by_share"] = draw.by_share(kept, (band.low, band.high))
+        band = effects.null_band(found)
+        low, high = band.edges(others["unit"].nunique())
+        drawn["by_share"] = draw.by_share(kept, (band.centre + low, band.centre + high))
     projected = found.projections
     if len(projected):
         projected = projected[projected["section"].isin(["main", "aligned"])]

@@ -112,7 +112,9 @@ def by_share(shares: pd.DataFrame, band: tuple[float, float], column: str = "jsr
         panels = np.atleast_1d(figure.subplots(1, len(axes_there), sharey=True))
         for panel, letter, axis in zip(panels, "abcdef", axes_there, strict=False):
             if all(math.isfinite(edge) for edge in band):
-                panel.axhspan(*band, color=GREY, alpha=0.2, linewidth=0, label="random quarters, 95 %")
+                panel.axhspan(
+                    *band, color=GREY, alpha=0.2, linewidth=0, label="means of random quarters, 95 %"
+                )
             for shift, rule in zip((-0.012, 0, 0.012), ("proximate", "random", "distant"), strict=True):
                 mine = shares[
                     (shares["rule"] == rule) & (shares["axis"] == ("" if rule == "random" else axis))
@@ -196,7 +198,7 @@ def defence_bars(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
         }
         for axes, letter, (column, title) in zip(panels, "abc", titles.items(), strict=True):
             for i, name in enumerate(known):
-                colour = {"aligned": ALIGNED, "plain": GREY}.get(name, VERMILLION)
+                colour = {"aligned": ALIGNED, "plain": GREY, "end": GREY}.get(name, VERMILLION)
                 mean_point(axes, frame.loc[frame["method"] == name, column].tolist(), i, colour)
             axes.set_xticks(
                 range(len(known)), [names[n] for n in known], rotation=40, ha="right", rotation_mode="anchor"

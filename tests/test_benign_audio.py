@@ -303,7 +303,10 @@ def test_planted_effects_are_found_and_their_words_follow_the_sign(found):
         "what was not answered was refused"
     )
     assert "(36 fine-tunes on 30 subsets)" in text
-    assert "with the plain ones, over 3 pools as heard by 1 organism: projector: semantic 1.00 [1.00, 1.00], acoustic " in text
+    assert (
+        "with the plain ones, over 3 pools as heard by 1 organism: projector: semantic 1.00 [1.00, 1.00], acoustic "
+        in text
+    )
     assert "they disagree" in text, "the projection falls late, the weights that restore are early"
     assert "acoustic: linear" in text and "differs" in text
     outside = text.split("of the means of as many random quarters: ")[1].splitlines()[0]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from interp import cli
-from interp.benign_audio.recipe import load_recipe, plan_recipe, run_recipe
+from interp.benign_audio.recipe import distances, load_recipe, plan_recipe, read_data, run_recipe
 from interp.data.prompts import PromptSet, read_prompts
 from interp.errors import PromptFileError, UserError
 from interp.organisms.untrained import checkpoint
@@ -102,3 +102,28 @@ def test_a_semantic_axis_needs_what_is_said(home, tmp_path):
     recipe = load_recipe(write(home / "mute.yaml", settings(home) | {"benign": "silent.jsonl"}))
     with pytest.raises(PromptFileError, match="has no 'said', the words that a semantic axis reads"):
         run_recipe(recipe, out=tmp_path, progress=False)
+
+
+def test_speech_and_writing_are_of_the_same_requests(home):
+    rows = read_prompts(home / "harmful.jsonl", label="harmful")
+    written = [replace(p, audio=None, text=str(p.meta["said"])) for p in rows]
+    PromptSet(written[::-1], "harmful_text").save(home / "harmful_text.jsonl")
+    found = settings(home) | {"harmful_text": "harmful_text.jsonl"}
+    data = read_data(load_recipe(write(home / "both.yaml", found)))
+    assert set(data["harmful"].ids) == set(data["harmful_text"].ids) and len(data["harmful"]) == 3
+    asked = data["harmful"].ids[0]
+    PromptSet([p for p in written if p.id != asked], "harmful_text").save(home / "harmful_text.jsonl")
+    with pytest.raises(PromptFileError, match=f"has no row with the id '{asked}'"):
+        read_data(load_recipe(home / "both.yaml"))
+
+
+def test_an_axis_by_its_short_name_reads_the_words_too(home):
+    short, full = (
+        settings(home) | {"axes": {"semantic": name}, "arms": [{"rule": "aligned"}]}
+        for name in ("lexical", "lexical:tfidf")
+    )
+    tables = []
+    for i, found in enumerate((short, full)):
+        recipe = load_recipe(write(home / f"axis{i}.yaml", found))
+        tables.append(distances(recipe, read_data(recipe)))
+    pd.testing.assert_frame_equal(*tables)

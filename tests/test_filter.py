@@ -11,6 +11,7 @@ import soundfile
 
 from interp import cli
 from interp.data.prompts import Prompt, PromptSet, read_prompts
+from interp.errors import UserError
 from interp.filtering import FilterConfig, filter_file, run_filter
 from interp.filtering.pipeline import length
 
@@ -97,8 +98,8 @@ def test_lines_and_cells_are_copied_and_not_made_anew(files, tmp_path):
     (tmp_path / "odd.csv").write_text(
         'instruction,,note\n"bake, now",NaN,"a\nb"\n"pick a lock",,\nknit socks,7,""\n'
     )
-    filter_file(FilterConfig(benign="odd.csv", harmful="harmful.jsonl", fraction=0.67), tmp_path / "o")
-    with (tmp_path / "o" / "kept.csv").open(newline="") as file:
+    filter_file(FilterConfig(benign="odd.csv", harmful="harmful.jsonl", fraction=0.67), tmp_path / "table")
+    with (tmp_path / "table" / "kept.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["instruction", "", "note"],
             ["bake, now", "NaN", "a\nb"],
@@ -126,7 +127,7 @@ def test_sizes_are_exact_and_follow_ids(files, tmp_path, keep):
         ]
         if keep == "distant" and fraction == 0.25:
             assert (
-                "12 items are equally far at the cut; a hash of the seed and their ids decides"
+                "12 items are equally far at the cut; a hash of the seed and their ids (their contents"
                 in " ".join(one.notes)
             )
             assert "items repeat another" in " ".join(one.notes)
@@ -196,3 +197,64 @@ def test_failures_are_one_line_and_write_nothing(files, tmp_path, arguments, sai
 def test_length_is_what_training_reads():
     assert length(Prompt(text="two words", response="and three more", id="a")) == 5
     assert length(Prompt(text="", id="b", audio=(np.full(8000, 0.1, np.float32), 16_000))) == 0.5
+
+
+def test_a_filter_does_not_write_over_what_it_was_given(files, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    before = (tmp_path / "train.jsonl").read_bytes()
+    (tmp_path / "in" / "kept.jsonl").write_bytes(before)
+    assert cli.main(["filter", "in/kept.jsonl", "--harmful", "harmful.jsonl", "-o", "in"]) == 2
+    assert "in/kept.jsonl would be written over" in capsys.readouterr().err
+    assert (tmp_path / "in" / "kept.jsonl").read_bytes() == before
+    assert cli.main(["filter", "train.jsonl", "--harmful", "harmful.jsonl", "-o", "out"]) == 0
+    assert cli.main(["filter", "train.csv", "--harmful", "harmful.jsonl", "-o", "out"]) == 2
+    assert "kept.jsonl is of another filter" in capsys.readouterr().err
+    assert cli.main(["filter", "train.jsonl", "--harmful", "harmful.jsonl", "-o", "out"]) == 0, (
+        "its own is replaced"
+    )
+
+
+@pytest.mark.parametrize("keep", ["distant", "random", "matched:distant"])
+def test_without_ids_neither_the_files_name_nor_its_order_decides(files, tmp_path, keep):
+    lines = [line for line in (tmp_path / "train.jsonl").read_text().splitlines() if line.strip()]
+    found = []
+    for name, rows in (("train", lines), ("renamed", lines), ("turned", lines[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        one = run_filter(
+            FilterConfig(benign=f"{name}.jsonl", harmful="harmful.jsonl", keep=keep, fraction=0.3)
+        )
+        texts = dict(zip(one.benign.ids, one.benign.texts, strict=True))
+        found.append({texts[name] for name in one.kept})
+        assert len(one.kept) == 3 and len(one.to_frame()) == 10
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_choice_by_chance_says_so(files):
+    """Six items share no word with harm: all are as far, and half of them are kept."""
+    found = run_filter(FilterConfig(benign="train.jsonl", harmful="harmful.jsonl", fraction=0.3))
+    assert any("They are most of what is kept" in note for note in found.notes)
+    near = run_filter(
+        FilterConfig(benign="train.jsonl", harmful="harmful.jsonl", keep="proximate", fraction=0.3)
+    )
+    assert not any("most of what is kept" in note for note in near.notes)
+
+
+def test_axes_that_undo_each_other_are_refused(files, monkeypatch):
+    from interp.filtering import pipeline
+
+    ranks, measure = pipeline.combined_rank, pipeline._measure
+    monkeypatch.setattr(pipeline, "combined_rank", lambda axes: ranks([axes[0], -axes[0]]))
+    # the second axis is the first once more: only its turned order counts
+    monkeypatch.setattr(
+        pipeline, "_measure", lambda config, names, *sets: (2 * measure(config, names[:1], *sets)[0], [])
+    )
+    with pytest.raises(UserError, match="is the same for all 10 items"):
+        run_filter(FilterConfig(benign="train.jsonl", harmful="harmful.jsonl", axes=("lexical", "semantic")))
+
+
+def test_half_a_character_is_named(files, tmp_path, capsys):
+    rows = [{"prompt": text, "note": "\ud800"} for text in (*NEAR, *FAR)]
+    (tmp_path / "half.json").write_text(json.dumps(rows))
+    assert cli.main(["filter", "half.json", "--harmful", "harmful.jsonl", "-o", "half"]) == 2
+    error = capsys.readouterr().err
+    assert "half a character ('\\ud800')" in error and len(error.strip().splitlines()) == 1

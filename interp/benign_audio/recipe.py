@@ -11,7 +11,7 @@ Every arm is a result directory of its own: a finished one is read back, a kille
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,9 @@ from interp.evals.judges import named_judge
 from interp.evals.verdicts import Outcome
 from interp.files import atomic_write, load_json, remove
 from interp.methods.embedding import embed
-from interp.methods.encoders import find_encoder, needs_model
+from interp.methods.encoders import AXES, find_encoder, needs_model
 from interp.methods.proximity import proximity
-from interp.methods.selection import subset_size
+from interp.methods.selection import random_subset, subset_size
 from interp.models.checkpoint import Checkpoint
 from interp.models.finetune import FinetuneConfig, save_checkpoint, train
 from interp.models.generation import generate
@@ -148,10 +148,24 @@ def read_data(recipe: Recipe) -> dict[str, PromptSet]:
             if name != "harmful_text" and prompt.audio is None:
                 raise PromptFileError(f"{file}: {prompt.id!r} has no audio")
         data[name] = found
-    for name in ("harmful", "harmful_text", "benign_test"):
-        if name in data:
-            data[name] = data[name].sample(min(recipe.n_test, len(data[name])), recipe.seed)
+    for name in ("harmful", "benign_test"):
+        ids = data[name].ids
+        data[name] = _by_ids(data[name], random_subset(ids, min(recipe.n_test, len(ids)), seed=recipe.seed))
+    if "harmful_text" in data:
+        # the same requests in writing, whatever the order of the rows
+        missing = set(data["harmful"].ids) - set(data["harmful_text"].ids)
+        if missing:
+            raise PromptFileError(
+                f"{recipe.harmful_text}: has no row with the id {min(missing)!r} ({len(missing)} of {len(data['harmful'])} are missing); a request "
+                "has one id in speech and in writing"
+            )
+        data["harmful_text"] = _by_ids(data["harmful_text"], data["harmful"].ids)
     return data
+
+
+def _by_ids(prompts: PromptSet, ids: Sequence[str]) -> PromptSet:
+    wanted = set(ids)
+    return prompts.take([i for i, name in enumerate(prompts.ids) if name in wanted])
 
 
 def plan_recipe(recipe: Recipe) -> str:
@@ -212,10 +226,10 @@ def distances(recipe: Recipe, data: Mapping[str, PromptSet]) -> pd.DataFrame:
     items["words"] = [len(str(p.meta.get(recipe.transcript, p.text)).split()) for p in sets[0]]
     model = Checkpoint.parse(recipe.model).load(dtype=recipe.dtype) if any(map(needs_model, recipe.axes.values())) else None  # fmt: skip
     for axis, name in recipe.axes.items():
-        reads_words = name.partition(":")[0] in ("lexical", "st")
+        encoder = find_encoder(name, model=model)
+        reads_words = AXES.get(name, name).partition(":")[0] in ("lexical", "st")
         chosen = [_told(part, recipe.transcript) for part in sets] if reads_words else sets
-        found = proximity(*embed(find_encoder(name, model=model), *chosen))
-        items[axis] = found.by("min").tolist()
+        items[axis] = proximity(*embed(encoder, *chosen)).by(encoder.measure).tolist()
     return pd.DataFrame(items)
 
 

@@ -48,8 +48,14 @@ def write_rows(source: Path, rows: Sequence[int], target: Path, directory: Path 
         raise PromptFileError(
             f"{source}: has no row {wanted[-1] + 1}; it changed while it was read"
         ) from error
+    try:
+        encoded = content.encode()
+    except UnicodeEncodeError as error:
+        raise PromptFileError(
+            f"{source}: a row to be kept holds half a character ({content[error.start : error.end]!a}), which cannot be written; remove it"
+        ) from error
     with atomic_write(target) as aside:
-        aside.write_bytes(content.encode())
+        aside.write_bytes(encoded)
 
 
 Place = Callable[[str], str] | None

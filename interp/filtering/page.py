@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.data.subset import write_rows
+from interp.errors import UserError
 from interp.files import content_hash, replacing_files
 from interp.filtering.pipeline import Axis, FilterConfig, Filtered, run_filter
 from interp.report.filter_figures import distance_histograms
@@ -33,8 +34,10 @@ LIMITS = (
 def filter_file(config: FilterConfig, out: Path) -> Filtered:
     """Filter a file and write `kept.*`, `distances.csv`, `report.html` and `figures/` into `out`; nothing on an error.
 
-    Raises what `run_filter` raises, and ResultError when the disk refuses.
+    Raises what `run_filter` raises, UserError where an input or another filter's items would be written over, and ResultError when the
+    disk refuses.
     """
+    _spare(config, out)
     found = run_filter(config)
     place = {name: i for i, name in enumerate(found.benign.ids)}
     with replacing_files(out) as aside:
@@ -43,6 +46,22 @@ def filter_file(config: FilterConfig, out: Path) -> Filtered:
         found.to_frame().to_csv(aside / "distances.csv", index=False, errors="backslashreplace")
         render_page(page(found), aside)
     return found
+
+
+def _spare(config: FilterConfig, out: Path) -> None:
+    """Raise where a filter would take its own input away, or leave the items of two filters under one report."""
+    kept = f"kept{config.benign.suffix}"
+    written = {(out / name).resolve() for name in (kept, "distances.csv", "report.html")}
+    for given in (config.benign, Path(config.harmful)):
+        if given.resolve() in written:
+            raise UserError(
+                f"{given} would be written over by what is kept of it; give another directory with -o"
+            )
+    for other in sorted(out.glob("kept.*")):
+        if other.name != kept:
+            raise UserError(
+                f"{other} is of another filter, whose report would be written over; remove it, or give another directory with -o"
+            )
 
 
 def page(found: Filtered) -> Page:

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,9 @@ class Filtered:
             columns[f"{axis.name} nearest"] = nearest
             columns[f"{axis.name} nearest text"] = [asked[name] for name in nearest]
         columns["text"] = self.benign.texts
-        order = ordered(self.benign.ids, self.score, seed=self.config.seed)
+        keys = tie_keys(self.benign)
+        named = dict(zip(keys, self.benign.ids, strict=True))
+        order = [named[key] for key in ordered(keys, self.score, seed=self.config.seed)]
         return pd.DataFrame(columns).set_index("id").loc[order].reset_index()
 
 
@@ -147,6 +150,11 @@ def run_filter(config: FilterConfig) -> Filtered:
     size = subset_size(len(benign), config.fraction)
     axes, notes = _measure(config, names, benign, harmful)
     score = axes[0].values if len(axes) == 1 else combined_rank([axis.values for axis in axes])
+    if len(axes) > 1 and not float(score.max() - score.min()) > 0:
+        raise UserError(
+            f"the combined rank by {' and '.join(names)} is the same for all {len(benign)} items, as the axes order them in opposite ways; "
+            "filter by one of them"
+        )
     kept = set(_select(config, benign, score, size))
     notes += [*_ties(config, benign, score, kept), *_repeats(benign, axes), *_agreement(axes)]
     ids = tuple(name for name in benign.ids if name in kept)
@@ -197,13 +205,32 @@ def _stop_words(asked: str | None) -> frozenset[str] | None:
 def _select(
     config: FilterConfig, benign: PromptSet, score: Float[Tensor, " item"], size: int
 ) -> tuple[str, ...]:
-    ids, seed = benign.ids, config.seed
+    keys, seed = tie_keys(benign), config.seed
     keep, _, like = config.keep.partition(":")
     if keep == "random":
-        return random_subset(ids, size, seed=seed)
-    nearness = proximate if "proximate" in (keep, like) else distant
-    subset = nearness(ids, score, size, seed=seed)
-    return matched_random(ids, [length(prompt) for prompt in benign], subset, seed=seed) if like else subset
+        subset = random_subset(keys, size, seed=seed)
+    else:
+        nearness = proximate if "proximate" in (keep, like) else distant
+        subset = nearness(keys, score, size, seed=seed)
+        if like:
+            subset = matched_random(keys, [length(prompt) for prompt in benign], subset, seed=seed)
+    named = dict(zip(keys, benign.ids, strict=True))
+    return tuple(named[key] for key in subset)
+
+
+def tie_keys(prompts: PromptSet) -> list[str]:
+    """What decides between equal distances, by hash: an item's id; where its file gave none, its content, so that neither the file's name nor
+    the order of its rows plays a part. Repeated contents are told apart by a number.
+    """
+    keys, seen = [], Counter[str]()
+    for i, prompt in enumerate(prompts, start=1):
+        if prompt.id == f"{prompts.name}:{i}":
+            content = replace(prompt, id="content").fingerprint()
+            seen[content] += 1
+            keys.append(f"{content}:{seen[content]}")
+        else:
+            keys.append(prompt.id)
+    return keys
 
 
 def length(prompt: Prompt) -> float:
@@ -222,10 +249,14 @@ def _ties(
     edge = score[inside].min() if config.keep == "distant" else score[inside].max()
     if not (score[~inside] == edge).any():
         return []
-    return [
-        f"{int((score == edge).sum())} items are equally far at the cut; a hash of the seed and their ids decides which of them "
-        "are kept."
-    ]
+    tied = score == edge
+    said = (
+        f"{int(tied.sum())} items are equally far at the cut; a hash of the seed and their ids (their contents, where they have none) decides "
+        "which of them are kept."
+    )
+    if 2 * int((tied & inside).sum()) > int(inside.sum()):
+        said += " They are most of what is kept: these distances do not tell them apart, and the choice is mostly chance; another axis may."
+    return [said]
 
 
 def _repeats(benign: PromptSet, axes: Sequence[Axis]) -> list[str]:

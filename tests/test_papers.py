@@ -13,6 +13,7 @@ from interp import cli, scripts
 from interp.errors import ResultError, UserError
 from interp.evals.statistics import Interval
 from interp.report.claims import ABSENT, NOT, OPEN, REPRODUCED, Claim, PaperResult, claims_table, read_papers
+from interp.report.tables import shown
 
 ALL = read_papers(papers.PUBLISHED)
 
@@ -118,6 +119,9 @@ def test_the_page_links_what_there_is_and_names_what_there_is_not(faked, tmp_pat
     )
     assert "0.350 [0.180, 0.510]" in page.replace("\xa0", " ") and NOT in page and REPRODUCED in page
     assert "The experiment audio_benign does not exist yet" in page
+    for paper in ALL:
+        for one in paper.claims:
+            assert one.text in page.replace("<wbr>", ""), "a claim is shown whole"
     assert "Kimi-Audio, Audio Flamingo 3, Qwen2.5-Omni, which are not tested here" in page
     said = capsys.readouterr().out
     assert "there is no experiment vlm_narrow yet" in said
@@ -163,6 +167,8 @@ def test_a_claims_table_has_a_row_a_claim_and_no_bare_number():
     table = claims_table(paper, {"ablated_jsr": Interval(0.2, 0.1, 0.35, 5)})
     assert [row[-1] for row in table.rows] == [OPEN, ABSENT, ABSENT]
     assert table.rows[0][3] == "> 0.3" and table.rows[1][3] == "within ±0.05"
+    dust = claims_table(paper, {"ablated_jsr": Interval(-1e-18, -3e-18, 2e-18, 5)}).rows[0]
+    assert shown(dust[-2]).replace("\xa0", " ") == "0.00 [0.00, 0.00]"
 
 
 def test_the_command_is_there(capsys):

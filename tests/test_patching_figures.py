@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from test_patching import grid_of
+from test_patch_grid import grid_of
 
 from interp.errors import ResultError
 from interp.report import style

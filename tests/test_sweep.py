@@ -206,7 +206,7 @@ def test_a_preempted_job_is_submitted_again_as_it_is(tmp_path):
 
 
 def test_a_terminal_that_is_interrupted_stops_its_jobs_and_loses_nothing(tmp_path):
-    path, out = write(tmp_path, cells=[{"value": 1, "steps": 40, "seconds": 0.1}]), tmp_path / "out"
+    path, out = write(tmp_path, cells=[{"value": 1, "steps": 400, "seconds": 0.1}]), tmp_path / "out"
     code = "import sys; sys.path[:0] = sys.argv[1:3]\nfrom interp.sweep import grid; grid.PACKAGES = ('sweep_toys',)\nfrom interp import cli; sys.exit(cli.main(sys.argv[3:]))"
     command = [
         sys.executable,
@@ -231,7 +231,7 @@ def test_a_terminal_that_is_interrupted_stops_its_jobs_and_loses_nothing(tmp_pat
         time.sleep(0.1)
     assert states(path, out) == ["interrupted"]
     steps = len(next(out.rglob("steps.txt")).read_text().splitlines())
-    assert 0 < steps < 40
+    assert 0 < steps < 400
     todo, _ = unfinished(read_sweep(path).cells, out)
     assert len(todo) == 1
 

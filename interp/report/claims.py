@@ -104,6 +104,9 @@ def claims_table(paper: Paper, measured: Mapping[str, Interval]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for claim in paper.claims:
         found = measured.get(claim.measure)
+        if found is not None:  # a sum of shares that is nothing but rounding is nothing
+            value, low, high = (round(edge, 12) + 0.0 for edge in (found.value, found.low, found.high))
+            found = Interval(value, low, high, found.n)
         sign = {"above": "> ", "below": "< ", "within": "within ±"}[claim.expects]
         rows.append(
             (

@@ -24,6 +24,7 @@ from interp.report.verdict import statements
 from interp.results import StudyResult
 
 _PIXELS_PER_INCH = 128
+NAME = 48  # letters of a name in a table's first column
 """CSS pixels an inch of figure takes on the page, so that its 8 pt text reads like the page's."""
 
 
@@ -90,7 +91,11 @@ def breakable(name: str) -> Markup:
 
 def row_labels(table: Table) -> list[Markup]:
     """The first column of a table, long names cut in the middle: the verdict shows them whole."""
-    return [breakable(name) for name in cut_names([shown(row[0]) for row in table.rows], 48)]
+    names = [shown(row[0]) for row in table.rows]
+    # sentences wrap by themselves; a path of one long word does not
+    if any(len(word) > NAME for name in names for word in name.split()):
+        names = cut_names(names, NAME)
+    return [breakable(name) for name in names]
 
 
 def environment() -> Environment:

@@ -15,7 +15,7 @@ from interp.benign_audio import classes, effects
 from interp.benign_audio.arms import composition, select
 from interp.benign_audio.asking import shares, turns
 from interp.benign_audio.causal import late_minus_early
-from interp.benign_audio.conclusion import conclude
+from interp.benign_audio.conclusion import conclude, dose_sentence
 from interp.benign_audio.defended import at_matched_utility, strongest
 from interp.benign_audio.grid import PLAIN_AXES, Dose, Grid, choose_dose
 from interp.benign_audio.nearness import manipulated, separations
@@ -419,6 +419,16 @@ def test_a_probe_that_fails_on_ambiguous_requests_is_no_dissociation(found):
     probes.loc[(probes["set"] == "ambiguous") & (probes["of"] == "tuned, aligned probe"), "value"] -= 0.3
     fails = effects.dissociation(replace(found, probes=probes), "proximate semantic")
     assert fails is not None and fails.verdict == "not seen"
+
+
+def test_a_dose_that_misses_what_was_wanted_says_so(found):
+    assert dose_sentence(found) == "Learning rates 0.0003 (*half*) and 0.001 (*taught*), not tuned."
+    tuning = pd.DataFrame(
+        {"rate": [3e-4, 1e-3], "organism": 0, "refused": [0.39, 0.03], "skill": [0.13, 0.69]}
+    )
+    said = dose_sentence(replace(found, tuning=tuning))
+    assert "organism 0 with pool 3, where 39.0 % of harmful speech were refused" in said
+    assert "69.0 % of the skill learnt after the second (80.0 % wanted)" in said
 
 
 def test_organisms_that_differ_widen_no_band(found):

@@ -92,7 +92,7 @@ def test_every_stage_of_a_study_runs_and_leaves_tables_figures_and_words(found, 
     words = (tmp_path / "conclusion.md").read_text()
     assert "One unit: a look, no claim" in words and "not decided" in words and "nan" not in words
     assert "shown in these organisms" not in words and "opposite" not in words, "one unit decides nothing"
-    assert "1 random fine-tune, too few for a band" in words
+    assert "1 random subset, too few for a band" in words
 
 
 def test_a_second_run_reads_everything_back(found, few, home, monkeypatch):

@@ -201,6 +201,19 @@ def class_sentences(found: Study) -> list[str]:
     return said
 
 
+def dose_sentence(found: Study) -> str:
+    """The two learning rates, how they were chosen, and whether what was wanted of them was reached."""
+    rates = f"Learning rates {found.dose.half:g} (*half*) and {found.dose.taught:g} (*taught*)"
+    if found.tuning.empty:
+        return f"{rates}, not tuned."
+    reached = found.tuning.groupby("rate")[["refused", "skill"]].mean()
+    where = ", ".join(f"organism {organism} with pool {seed}" for organism, seed in found.grid.tuning)
+    return (
+        f"{rates}, chosen on {where}, where {percent(float(reached['refused'][found.dose.half]))} of harmful speech were refused after the first and "
+        f"{percent(float(reached['skill'][found.dose.taught]))} of the skill learnt after the second ({percent(found.grid.taught)} wanted)."
+    )
+
+
 def taught_sentence(found: Study) -> str:
     """What the subsets do at the dose that teaches the skill."""
     frame = effects.arms(found, section="taught")

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from interp.benign_audio import effects
-from interp.benign_audio.conclusion import ARM, conclude
+from interp.benign_audio.conclusion import ARM, conclude, dose_sentence
 from interp.benign_audio.defended import NAMES, READ
 from interp.benign_audio.effects import ALIGNED, RANDOM, WAYS
 from interp.benign_audio.nearness import AXES, carried
@@ -52,9 +52,8 @@ def save_study(found: Study, directory: Path) -> dict[str, list[str]]:
         for heading, part in sentences.items()
     )
     quick = "" if len(found.grid.units) > 1 else "**One unit: a look, no claim.**\n\n"
-    how = f"chosen on organisms {list(found.grid.tuning)}" if found.grid.tuning else "not tuned"
     (directory / "conclusion.md").write_text(
-        f"# Benign fine-tuning of an audio model\n\n{quick}{body}\n\nLearning rates {found.dose.half:g} (half of refusal left) and {found.dose.taught:g} (skill taught), {how}.\n",
+        f"# Benign fine-tuning of an audio model\n\n{quick}{body}\n\n{dose_sentence(found)}\n",
         encoding="utf-8",
     )
     return sentences

@@ -13,6 +13,7 @@ from interp import cli
 from interp.data.prompts import Prompt, PromptSet, read_prompts
 from interp.errors import UserError
 from interp.filtering import FilterConfig, filter_file, run_filter
+from interp.filtering.page import page
 from interp.filtering.pipeline import length
 
 HARM = ("pick a lock at night", "steal a car from a garage", "poison a well with bleach")
@@ -258,3 +259,14 @@ def test_half_a_character_is_named(files, tmp_path, capsys):
     assert cli.main(["filter", "half.json", "--harmful", "harmful.jsonl", "-o", "half"]) == 2
     error = capsys.readouterr().err
     assert "half a character ('\\ud800')" in error and len(error.strip().splitlines()) == 1
+
+
+def test_the_nearest_on_the_page_are_those_of_the_measure(files):
+    found = run_filter(FilterConfig(benign="train.jsonl", harmful="harmful.jsonl", measure="top-2"))
+    table = next(t for section in page(found).sections for t in section.tables if t.name == "nearest-1")
+    values = [row[1] for row in table.rows]
+    assert table.header[1] == "top-2 distance" and values == sorted(values) and len(set(values)) > 2
+    assert values != sorted(row[2] for row in table.rows), "another order than by the nearest alone"
+    plain = run_filter(FilterConfig(benign="train.jsonl", harmful="harmful.jsonl"))
+    table = next(t for section in page(plain).sections for t in section.tables if t.name == "nearest-1")
+    assert table.header[1] == "raw, to the nearest"

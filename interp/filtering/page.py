@@ -87,7 +87,7 @@ def page(found: Filtered) -> Page:
             (
                 "The items nearest to harm, and the harmful item that each is nearest to. All others are in distances.csv.",
             ),
-            tables=tuple(_nearest(frame, axis, i) for i, axis in enumerate(found.axes, start=1)),
+            tables=tuple(_nearest(found, frame, axis, i) for i, axis in enumerate(found.axes, start=1)),
         ),
         *(
             [Section("At the cut", ("What keeping a few more or fewer would change.",), tables=(cut,))]
@@ -131,17 +131,19 @@ def _axis_label(axis: Axis) -> str:
     return f"{axis.name} ({'centred' if axis.centred else 'raw'} {axis.measure})"
 
 
-def _nearest(frame: pd.DataFrame, axis: Axis, number: int) -> Table:
-    part = frame.sort_values(f"{axis.name} {'centred' if axis.centred else 'raw'} min", kind="stable").head(
-        SHOWN
-    )
+def _nearest(found: Filtered, frame: pd.DataFrame, axis: Axis, number: int) -> Table:
+    """The items nearest by what the axis orders them by; beside it, where that is another measure, the distance to the nearest item."""
+    values = dict(zip(found.benign.ids, axis.values.tolist(), strict=True))
+    part = frame.assign(by=frame["id"].map(values)).sort_values("by", kind="stable").head(SHOWN)
+    other = axis.measure != "min"
     rows: list[tuple[Cell, ...]] = [
-        (row["id"], row[f"{axis.name} raw min"] if f"{axis.name} raw min" in part else None,
+        (row["id"], *([row["by"]] if other else []), row[f"{axis.name} raw min"] if f"{axis.name} raw min" in part else None,
          row[f"{axis.name} centred min"] if f"{axis.name} centred min" in part else None,
          _short(row["text"]), _short(row[f"{axis.name} nearest text"]), _word(row))
         for _, row in part.iterrows()
     ]  # fmt: skip
-    header = ("item", "raw distance", "centred", "asks", "nearest harmful item", "")
+    measured = (f"{axis.measure} distance",) if other else ()
+    header = ("item", *measured, "raw, to the nearest", "centred", "asks", "nearest harmful item", "")
     return Table(f"nearest-{number}", f"By {axis.name}", header, tuple(rows))
 
 

@@ -189,7 +189,7 @@ def class_sentences(found: Study) -> list[str]:
         )
         said.append(
             f"Not planned: of some classes of things the quarter nearest in words holds at most half of what a random one does ({held}). Harmful speech "
-            f"answered, nearest minus random: on requests about such classes {points(apart['scarce'])}, about all others {points(apart['other'])}, apart by "
+            f"answered, nearest minus random: on requests about such classes {points(apart['scarce'])}, about all others that the random one holds {points(apart['other'])}, apart by "
             f"{points(apart['apart'])}, {count(apart['apart'].n, 'unit')}."
         )
     gaps = effects.class_gaps(found)

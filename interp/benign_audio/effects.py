@@ -299,7 +299,7 @@ def class_gaps(found: Study, column: str = "answered") -> dict[str, Interval]:
 
 def scarce_and_other(found: Study) -> dict[str, Interval]:
     """Harmful speech answered after the quarter nearest in words minus after a random one, over units: on requests about classes of things
-    that it holds at most half as often as the random one, on all others, and the first minus the second.
+    that it holds at most half as often as the random one, on all others that the random one holds, and the first minus the second.
     """
     if found.classes.empty:
         return {}
@@ -329,7 +329,7 @@ def scarce_classes(found: Study) -> dict[str, tuple[float, float]]:
     """Classes that the quarter nearest in words holds at most half as often as a random one, and their mean shares in both."""
     if found.classes.empty:
         return {}
-    held = found.classes.pivot_table(index="class", columns="arm", values="held").drop("all", errors="ignore")
+    held = found.classes.pivot_table(index="class", columns="arm", values="held").drop("all")
     if not {NEAR, RANDOM} <= set(held.columns):
         return {}
     mine = held[(held[NEAR] <= held[RANDOM] / 2) & (held[RANDOM] > 0)]

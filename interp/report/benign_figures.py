@@ -227,7 +227,7 @@ def class_bars(classes: pd.DataFrame, arms: Mapping[str, str]) -> Figure:
         for axes, letter, column, title in zip(
             panels, "ab", ("answered", "held"), ("harmful speech answered", "of the subset"), strict=True
         ):
-            for k, (arm, (colour, marker)) in enumerate(zip(there, styles, strict=False)):
+            for k, (arm, (colour, marker)) in enumerate(zip(there, styles[: len(there)], strict=True)):
                 shift = (k - (len(there) - 1) / 2) * 0.15
                 if column == "held" and not shown.loc[shown["arm"] == arm, column].any():
                     continue  # trained on nothing

@@ -218,6 +218,12 @@ def test_a_probe_that_words_beat_shows_nothing_of_ambiguous_requests(found):
     inside = effects.dissociation(replace(found, probes=probes), "proximate semantic")
     assert inside is not None and inside.verdict == "seen on all requests, not shown on ambiguous ones"
     assert inside.no_more_than_words == ["refitted, ambiguous", "the aligned model's, ambiguous"]
+    nothing = effects.dissociation(
+        replace(found, probes=probes.assign(words_high=0.99)), "proximate semantic"
+    )
+    assert nothing is not None and nothing.verdict == "not decided", (
+        "words alone read as much of all requests"
+    )
     assert inside.before["refitted, all"].n == 3, "all seeds of an organism ask its aligned model the same"
 
 

@@ -91,14 +91,14 @@ class NullBand:
         return float(low), float(high)
 
 
-def null_band(found: Study, column: str = JSR) -> NullBand:
+def null_band(found: Study) -> NullBand:
     """The band of the random quarters of the main section and beside it."""
     frame = found.shares[
         found.shares["section"].isin(["main", "null band"]) & (found.shares["rule"] == RANDOM)
     ]
     residuals, means = {}, {}
     for organism, part in frame.groupby("organism"):
-        values = part[column].to_numpy(dtype=float)
+        values = part[JSR].to_numpy(dtype=float)
         means[int(str(organism))] = float(values.mean())
         residuals[int(str(organism))] = (values - values.mean()) * math.sqrt(
             len(values) / max(1, len(values) - 1)
@@ -107,12 +107,12 @@ def null_band(found: Study, column: str = JSR) -> NullBand:
     return NullBand(residuals, means, len(frame), len(frame[["seed", "draw"]].drop_duplicates()))
 
 
-def beyond_band(found: Study, column: str = JSR) -> pd.DataFrame:
+def beyond_band(found: Study) -> pd.DataFrame:
     """One row an arm of the main section: `difference` of its mean from its organisms' random quarters, `low` and `high` of the band for as many units."""
-    band, frame = null_band(found, column), arms(found)
+    band, frame = null_band(found), arms(found)
     rows = []
     for arm, mine in frame[frame["method"] != ALIGNED].groupby("method", sort=False):
-        apart = mine[column] - mine["organism"].map(band.means)
+        apart = mine[JSR] - mine["organism"].map(band.means)
         low, high = band.edges(len(mine))
         rows.append({"arm": arm, "difference": float(apart.mean()), "low": low, "high": high, "n": len(mine)})
     return pd.DataFrame(rows)
@@ -193,14 +193,17 @@ class Dissociation:
     @property
     def verdict(self) -> str:
         """Seen where refusal's projection fell beyond chance and every probe kept its accuracy to 0.05; on all requests only, where on ambiguous ones
-        a probe is not shown to read more than words do.
+        a probe is not shown to read more than words do; not decided, where it is not on all requests either.
         """
         edges = [*self.probes.values(), self.projection]
         if not all(math.isfinite(one.low) for one in edges):
             return "not decided"
         fell = self.projection.low > self.chance.value
         if fell and all(probe.low > -0.05 for probe in self.probes.values()):
-            return "seen on all requests, not shown on ambiguous ones" if self.no_more_than_words else "seen"
+            weak = self.no_more_than_words
+            if any("ambiguous" not in name for name in weak):
+                return "not decided"
+            return "seen on all requests, not shown on ambiguous ones" if weak else "seen"
         lost = self.projection.high <= self.chance.value or any(p.high < -0.05 for p in self.probes.values())
         return "not seen" if lost else "not decided"
 
@@ -285,11 +288,13 @@ CLASS_GAPS = {
 """Nearness in words crossed with classes of things (`classes.py`)."""
 
 
-def class_gaps(found: Study, column: str = "answered") -> dict[str, Interval]:
+def class_gaps(found: Study) -> dict[str, Interval]:
     """The differences of `CLASS_GAPS` that can be taken, in harmful speech, over units."""
     if found.classes.empty:
         return {}
-    wide = found.classes[found.classes["class"] == "all"].pivot(index="unit", columns="arm", values=column)
+    wide = found.classes[found.classes["class"] == "all"].pivot(
+        index="unit", columns="arm", values="answered"
+    )
     return {
         what: t_interval((wide[one] - wide[other]).tolist())
         for what, (one, other) in CLASS_GAPS.items()
